@@ -1,0 +1,170 @@
+//! Commands: what the hub asks of a device, and the states one goes through.
+//!
+//! Pure: no IO, no clock. The lifecycle itself is in `gateway::commands`. Source: PROTOCOL.md, section 5.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The longest command id that is accepted, in bytes.
+pub const MAX_ID_BYTES: usize = 64;
+
+/// A command's id, given by the hub (a UUIDv7 from ours): 1 to 64 letters, digits, `-`, `_` or `.`.
+///
+/// It may become a topic level, so that no other character is let in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CommandId(String);
+
+impl CommandId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for CommandId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        let fits = !id.is_empty()
+            && id.len() <= MAX_ID_BYTES
+            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if fits {
+            Ok(Self(id))
+        } else {
+            Err(format!("{id:?} is not a command id: 1 to 64 of A-Z a-z 0-9 - _ ."))
+        }
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a device is to do.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// Given by the hub; a command is executed at most once per id.
+    pub id: CommandId,
+    /// The device it is for.
+    pub device: String,
+    /// What to do; a topic level (no `/`, `+`, `#`).
+    pub name: String,
+    /// Any JSON.
+    pub params: Box<RawValue>,
+    /// How long from now it may still be delivered.
+    pub ttl: Duration,
+    /// How long from delivery the device has to answer.
+    pub timeout: Duration,
+    /// Whether it may be delivered again when a crash leaves its fate open.
+    pub idempotent: bool,
+    /// The last status that the hub holds of this id; `None` for a new command.
+    pub hub_holds: Option<(u32, State)>,
+}
+
+/// A command's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// In the journal, fsynced.
+    Accepted,
+    /// The device's transport took it.
+    Delivered,
+    /// The device says that it is at it.
+    Executing,
+    /// Done; final.
+    Succeeded,
+    /// The device says that it could not; final.
+    Failed,
+    /// The gateway refused it; final.
+    Rejected,
+    /// Not delivered in time; final.
+    Expired,
+    /// Withdrawn by the hub before delivery; final.
+    Cancelled,
+    /// Delivered, but no answer in time; final.
+    TimedOut,
+    /// Whether the device ran it cannot be known; final.
+    Unknown,
+}
+
+impl State {
+    /// Whether no other state can follow.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Accepted | Self::Delivered | Self::Executing)
+    }
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Delivered => "delivered",
+            Self::Executing => "executing",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a command failed or was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A short code: one of PROTOCOL.md section 5 where the gateway speaks, the device's own otherwise.
+    pub code: String,
+    /// For a person.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// One step of a command, as the hub is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Whose.
+    pub id: CommandId,
+    /// Strictly increasing per id, from 1.
+    pub n: u32,
+    /// The state reached.
+    pub state: State,
+    /// The device's answer, with `succeeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Box<RawValue>>,
+    /// What went wrong, with the other final states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_could_leave_its_topic_level_is_refused() {
+        for bad in ["", "a/b", "a+", "#", "a b", "é", &"x".repeat(65)] {
+            assert!(CommandId::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        }
+        assert!(CommandId::try_from("0191e2c4-7b1a-7def-8000-1234567890ab".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn the_names_of_states_are_those_of_the_wire() {
+        for state in [State::Accepted, State::TimedOut, State::Unknown] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
+        }
+        assert!(!State::Executing.is_final() && State::TimedOut.is_final());
+    }
+}

@@ -1,0 +1,31 @@
+//! fieldgate: devices publish telemetry over MQTT to a small board; every record is kept safe until the hub has it;
+//! the hub's commands come back by the same connection.
+//!
+//! # The map of the house
+//!
+//! | module | what it is | may name |
+//! |---|---|---|
+//! | [`record`], [`topic`], [`command`] | the nouns: what a device said, where, what it is told to do | nothing else |
+//! | [`protocol`] | the wire between gateway and hub: messages and their JSON (PROTOCOL.md) | the nouns |
+//! | `gateway` | the core state machine: intake, lanes, uplink window, command lifecycle, back-off | protocol |
+//! | `spool` | records on disk: segments, recovery, journal, behind one `Disk` trait | bytes only |
+//! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns |
+//! | `link` | northbound: dial, TLS, WebSocket | the nouns |
+//! | `identity`, `ops`, `config` | credentials; status, logs, signals; what the user wrote | the nouns |
+//! | `cli` | the command line and the driver that joins all of them | everything |
+//! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol |
+//!
+//! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone names all).
+//! The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file, no socket, no clock and no
+//! random source of their own.
+
+pub mod command;
+#[cfg(feature = "gateway")]
+pub mod config;
+#[cfg(feature = "gateway")]
+pub mod link;
+pub mod protocol;
+pub mod record;
+#[cfg(feature = "gateway")]
+pub mod source;
+pub mod topic;

@@ -1,0 +1,369 @@
+//! Records: what travels from a device to the hub, and the compact form in which the spool keeps one.
+//!
+//! A record is a reading (what a device published) or an event (what the gateway itself has to say: a birth, a
+//! refusal, a command's status). It is made once, at intake, in its **stored form**; the spool writes those bytes as
+//! they are and the uplink encodes the wire from them, so that a payload is copied once on its whole way.
+//!
+//! # Stored form
+//!
+//! ```text
+//! flags      1 byte    bit 0 event, 1 time not trusted, 2 retained, 3 payload may travel as JSON text
+//! ts         6 bytes   Unix milliseconds, little endian
+//! reading:   topic length, device offset in the topic + 1 (0: the device follows), device length   LEB128 each
+//!            topic, [device], payload
+//! event:     JSON
+//! ```
+//!
+//! The form has no length and no checksum of its own: the spool's frame has both.
+//!
+//! Pure: no IO, no clock.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::command::Status;
+
+/// The deepest nesting of a JSON payload that travels as JSON (PROTOCOL.md, section 4).
+pub const MAX_JSON_DEPTH: usize = 32;
+
+/// The longest device name, in bytes.
+pub const MAX_DEVICE_BYTES: usize = 256;
+
+const FLAG_EVENT: u8 = 1;
+const FLAG_UNSYNCED: u8 = 2;
+const FLAG_RETAINED: u8 = 4;
+const FLAG_JSON: u8 = 8;
+const HEAD_BYTES: usize = 7;
+
+/// When something was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timestamp {
+    /// Milliseconds since 1970-01-01T00:00:00Z, without leap seconds; 48 bits are kept.
+    pub unix_ms: u64,
+    /// Whether the clock it was read from was trusted (PROTOCOL.md, section 9).
+    pub synced: bool,
+}
+
+/// What a device published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading<'a> {
+    /// The device's name.
+    pub device: &'a str,
+    /// The MQTT topic name.
+    pub topic: &'a str,
+    /// Whether it was a retained message.
+    pub retained: bool,
+    /// The payload, any bytes.
+    pub payload: &'a [u8],
+    /// Whether `payload` may travel as JSON text; see [`is_plain_json`].
+    pub json: bool,
+}
+
+/// What the gateway itself reports, in the stream `events`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// A device came.
+    Birth {
+        /// Its name.
+        device: String,
+    },
+    /// A device went.
+    Death {
+        /// Its name.
+        device: String,
+        /// `will`, `keep alive` or `disconnect`.
+        reason: String,
+    },
+    /// Publishes that were not taken.
+    Refused {
+        /// Whose, where it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        /// Why: `too_large`, `memory`, `bad_topic` ….
+        reason: String,
+        /// How many.
+        count: u64,
+    },
+    /// A step of a command.
+    CommandStatus(Status),
+}
+
+/// A message from a device, as a source heard it.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// The MQTT topic name.
+    pub topic: String,
+    /// Any bytes.
+    pub payload: Bytes,
+    /// Whether it was a retained message.
+    pub retained: bool,
+    /// Which source heard it.
+    pub source: SourceId,
+    /// What the source waits for before it acknowledges; `None` when nobody waits (QoS 0).
+    pub receipt: Option<Receipt>,
+}
+
+/// One of the gateway's sources, numbered from 0 in the order of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceId(pub u8);
+
+/// Stands for one publish that its source has yet to acknowledge. The source makes it; everyone else only hands it
+/// on, and hands it back once the publish is safe (promise 1: fsynced here, or acknowledged by the hub).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Receipt {
+    /// Who waits.
+    pub source: SourceId,
+    /// On which connection; one that has ended waits for nothing any more.
+    pub connection: u64,
+    /// Which publish of that connection, counted from 0 in the order of receipt.
+    pub number: u64,
+}
+
+/// A record in its stored form, taken apart without a copy.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    /// When it was heard.
+    pub ts: Timestamp,
+    /// What it says.
+    pub body: Body<'a>,
+}
+
+/// What a stored record says.
+#[derive(Debug)]
+pub enum Body<'a> {
+    /// A device's publish.
+    Reading(Reading<'a>),
+    /// The gateway's own report: the JSON object of an [`Event`].
+    Event(&'a str),
+}
+
+/// A stored record that can't be read: it was written by a newer version, or is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the stored record is malformed")]
+pub struct MalformedRecord;
+
+/// Makes the stored form of a reading.
+pub fn store_reading(ts: Timestamp, reading: &Reading<'_>) -> Bytes {
+    let device_at = offset_within(reading.topic, reading.device);
+    let mut out = Vec::with_capacity(
+        HEAD_BYTES + 9 + reading.topic.len() + reading.device.len() + reading.payload.len(),
+    );
+    let mut flags = 0;
+    flags |= if reading.retained { FLAG_RETAINED } else { 0 };
+    flags |= if reading.json { FLAG_JSON } else { 0 };
+    put_head(&mut out, flags, ts);
+    put_varint(&mut out, reading.topic.len());
+    put_varint(&mut out, device_at.map_or(0, |at| at + 1));
+    put_varint(&mut out, reading.device.len());
+    out.extend_from_slice(reading.topic.as_bytes());
+    if device_at.is_none() {
+        out.extend_from_slice(reading.device.as_bytes());
+    }
+    out.extend_from_slice(reading.payload);
+    out.into()
+}
+
+/// Makes the stored form of an event.
+pub fn store_event(ts: Timestamp, event: &Event) -> Bytes {
+    let mut out = Vec::with_capacity(128);
+    put_head(&mut out, FLAG_EVENT | FLAG_JSON, ts);
+    serde_json::to_writer(&mut out, event)
+        .expect("an event has only string keys and writing to memory can't fail");
+    out.into()
+}
+
+impl<'a> Stored<'a> {
+    /// Takes a stored record apart.
+    ///
+    /// # Errors
+    /// [`MalformedRecord`] when the bytes don't follow the form.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, MalformedRecord> {
+        let (head, mut rest) = bytes.split_at_checked(HEAD_BYTES).ok_or(MalformedRecord)?;
+        let flags = head[0];
+        let mut ms = [0; 8];
+        ms[..6].copy_from_slice(&head[1..]);
+        let ts = Timestamp { unix_ms: u64::from_le_bytes(ms), synced: flags & FLAG_UNSYNCED == 0 };
+        if flags & FLAG_EVENT != 0 {
+            let text = std::str::from_utf8(rest).map_err(|_| MalformedRecord)?;
+            return Ok(Self { ts, body: Body::Event(text) });
+        }
+        let topic_len = take_varint(&mut rest)?;
+        let device_at = take_varint(&mut rest)?;
+        let device_len = take_varint(&mut rest)?;
+        let topic = take_text(&mut rest, topic_len)?;
+        let device = match device_at {
+            0 => take_text(&mut rest, device_len)?,
+            at => topic.get(at - 1..(at - 1).saturating_add(device_len)).ok_or(MalformedRecord)?,
+        };
+        let (retained, json) = (flags & FLAG_RETAINED != 0, flags & FLAG_JSON != 0);
+        Ok(Self {
+            ts,
+            body: Body::Reading(Reading { device, topic, retained, payload: rest, json }),
+        })
+    }
+
+    /// The bytes that count against the hub's window: the payload before encoding (PROTOCOL.md, section 4).
+    pub fn payload_bytes(&self) -> usize {
+        match &self.body {
+            Body::Reading(reading) => reading.payload.len(),
+            Body::Event(json) => json.len(),
+        }
+    }
+}
+
+/// Whether a payload may travel as the JSON it is: RFC 8259, UTF-8, at most [`MAX_JSON_DEPTH`] deep, and no unpaired
+/// surrogate. Every peer's parser takes such a text; anything else travels as base64.
+pub fn is_plain_json(payload: &[u8]) -> bool {
+    // A parser that recurses must never see a depth that we did not look at first.
+    let Some(has_escaped_surrogate) = shallow_enough(payload) else { return false };
+    let Ok(raw) = serde_json::from_slice::<&RawValue>(payload) else { return false };
+    // The string parser checks surrogate pairs; the skipping one above does not.
+    !has_escaped_surrogate || serde_json::from_str::<serde_json::Value>(raw.get()).is_ok()
+}
+
+/// `None` when brackets nest too deep; else whether an escaped surrogate may be in it.
+fn shallow_enough(payload: &[u8]) -> Option<bool> {
+    let (mut depth, mut in_string, mut escaped, mut surrogate) = (0_usize, false, false, false);
+    for (index, byte) in payload.iter().enumerate() {
+        match byte {
+            b'u' if escaped => {
+                surrogate |= matches!(payload.get(index + 1), Some(b'd' | b'D'));
+                escaped = false;
+            }
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_JSON_DEPTH {
+                    return None;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Some(surrogate)
+}
+
+/// Whether `name` can name a device: 1 to 256 bytes, no wildcard, no control character, not led by `$`.
+pub fn is_device_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_DEVICE_BYTES
+        && !name.starts_with('$')
+        && !name.contains(|c: char| matches!(c, '+' | '#') || c.is_control())
+}
+
+fn put_head(out: &mut Vec<u8>, flags: u8, ts: Timestamp) {
+    out.push(flags | if ts.synced { 0 } else { FLAG_UNSYNCED });
+    out.extend_from_slice(&ts.unix_ms.to_le_bytes()[..6]);
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn take_varint(rest: &mut &[u8]) -> Result<usize, MalformedRecord> {
+    let mut value = 0_usize;
+    for shift in (0..28).step_by(7) {
+        let (&byte, after) = rest.split_first().ok_or(MalformedRecord)?;
+        *rest = after;
+        value |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(MalformedRecord)
+}
+
+fn take_text<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a str, MalformedRecord> {
+    let (text, after) = rest.split_at_checked(len).ok_or(MalformedRecord)?;
+    *rest = after;
+    std::str::from_utf8(text).map_err(|_| MalformedRecord)
+}
+
+/// Where `part` begins in `whole`, if it is found there.
+fn offset_within(whole: &str, part: &str) -> Option<usize> {
+    if part.is_empty() { None } else { whole.find(part) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TS: Timestamp = Timestamp { unix_ms: 1_790_000_000_123, synced: false };
+
+    fn reading<'a>(device: &'a str, topic: &'a str, payload: &'a [u8]) -> Reading<'a> {
+        Reading { device, topic, retained: true, payload, json: is_plain_json(payload) }
+    }
+
+    #[test]
+    fn a_reading_survives_its_stored_form() {
+        for (device, topic) in
+            [("plc-01", "devices/plc-01/telemetry"), ("hall", "sensors/x"), ("é", "a/é/b")]
+        {
+            let given = reading(device, topic, br#"{"t":21.5}"#);
+            let bytes = store_reading(TS, &given);
+            let stored = Stored::read(&bytes).unwrap();
+            assert_eq!(stored.ts, TS);
+            assert_eq!(stored.payload_bytes(), 10);
+            let Body::Reading(read) = stored.body else { panic!("an event?") };
+            assert_eq!(read, given);
+        }
+    }
+
+    #[test]
+    fn the_stored_form_costs_little_beside_the_topic() {
+        let bytes = store_reading(TS, &reading("plc-01", "devices/plc-01/telemetry", b""));
+        assert_eq!(bytes.len(), 10 + "devices/plc-01/telemetry".len());
+    }
+
+    #[test]
+    fn no_cut_of_a_stored_record_panics() {
+        let bytes = store_reading(TS, &reading("d", "other/topic", b"x"));
+        for cut in 0..bytes.len() - 1 {
+            assert!(Stored::read(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        assert!(
+            Stored::read(&[0xff; 40]).is_ok_and(|r| matches!(r.body, Body::Event(_)))
+                || Stored::read(&[0xff; 40]).is_err()
+        );
+    }
+
+    #[test]
+    fn only_json_that_every_parser_takes_travels_as_json() {
+        let deep = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        for good in [
+            r#"{"a":[1,2,{"b":null}]}"#,
+            "1",
+            " true ",
+            r#""\ud83d\ude00""#,
+            r#""[[[[""#,
+            &deep(32),
+        ] {
+            assert!(is_plain_json(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            "{",
+            "NaN",
+            "01",
+            r#""\ud83d""#,
+            r#""\ude00\ud83d""#,
+            "{} {}",
+            "{'a':1}",
+            &deep(33),
+            "\u{feff}1",
+        ] {
+            assert!(!is_plain_json(bad.as_bytes()), "{bad}");
+        }
+        assert!(!is_plain_json(b"\"\xff\""));
+        assert!(!is_plain_json(deep(100_000).as_bytes()));
+    }
+}

@@ -1,0 +1,1 @@
+//! A broker to connect to.
