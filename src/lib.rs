@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | [`record`], [`topic`], [`command`] | the nouns: what a device said, where, what it is told to do | nothing else |
 //! | [`protocol`] | the wire between gateway and hub: messages and their JSON (PROTOCOL.md) | the nouns |
-//! | `gateway` | the core state machine: intake, lanes, uplink window, command lifecycle, back-off | protocol |
 //! | `spool` | records on disk: segments, recovery, journal, behind one `Disk` trait | bytes only |
+//! | `gateway` | the core state machine: intake, lanes, uplink window, command lifecycle, back-off | protocol, the spool's words |
 //! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns |
 //! | `link` | northbound: dial, TLS, WebSocket | the nouns |
 //! | `identity`, `ops`, `config` | credentials; status, logs, signals; what the user wrote | the nouns |
@@ -28,4 +28,6 @@ pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]
 pub mod source;
+#[cfg(feature = "gateway")]
+pub mod spool;
 pub mod topic;

@@ -1,0 +1,144 @@
+//! A small durable map: the journal of commands. Each change is appended and synced; the last one of a key counts.
+//!
+//! ```text
+//! file       a segment (see the module above) of epoch 0, first 0; each frame a record, numbered from 0
+//! record     key length u8, key, value; an empty value removes the key
+//! ```
+//!
+//! The file is rewritten, whole or not at all, when it has grown to several times what it keeps, and after a failed
+//! write, for then nothing is known of its tail.
+
+use std::{collections::BTreeMap, io};
+
+use bytes::Bytes;
+
+use super::{
+    READ_BYTES,
+    disk::Disk,
+    segment::{self, Frame, HEADER_BYTES, Scan},
+};
+
+const FILE: &str = "commands.journal";
+
+/// Below this size the file is never rewritten for its size.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// How many times larger than its content the file may grow.
+const SLACK: u64 = 4;
+
+/// The journal, open.
+#[derive(Debug)]
+pub struct Journal<F> {
+    entries: BTreeMap<String, Bytes>,
+    /// `None` when the file can't be relied on and is to be rewritten.
+    tail: Option<Tail<F>>,
+}
+
+#[derive(Debug)]
+struct Tail<F> {
+    file: F,
+    len: u64,
+    count: u64,
+}
+
+impl<F: super::DiskFile> Journal<F> {
+    /// Opens the journal. A torn or damaged tail is left out and goes with the next rewrite.
+    ///
+    /// # Errors
+    /// The file is there and can't be read.
+    pub fn open<D: Disk<File = F>>(disk: &D) -> io::Result<Self> {
+        let mut journal = Self { entries: BTreeMap::new(), tail: None };
+        if !disk.list()?.iter().any(|name| name == FILE) {
+            return Ok(journal);
+        }
+        let file = disk.open(FILE)?;
+        let mut offset = HEADER_BYTES as u64;
+        loop {
+            let mut scan = Scan::load(&file, 0, 0, offset, READ_BYTES)?;
+            while let Some((_, frame)) = scan.next_frame() {
+                let Frame::Record(bytes) = frame else { continue };
+                journal.apply(&bytes);
+            }
+            if scan.offset() == offset {
+                return Ok(journal);
+            }
+            offset = scan.offset();
+        }
+    }
+
+    /// Every key and its value, in the order of the keys.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.entries.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Puts values and removes keys (an empty value), durably when this returns.
+    ///
+    /// # Errors
+    /// Whether it is on the medium is not known; what this journal says from memory includes it, and the next call
+    /// writes everything anew.
+    pub fn put<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        changes: &[(String, Bytes)],
+    ) -> io::Result<()> {
+        let records: Vec<Bytes> = changes.iter().map(|(key, value)| record(key, value)).collect();
+        for record in &records {
+            self.apply(record);
+        }
+        let kept: u64 = self.entries.iter().map(|(k, v)| (k.len() + v.len() + 16) as u64).sum();
+        let limit = SMALL_BYTES.max(kept * SLACK);
+        match self.tail.take().filter(|tail| tail.len < limit) {
+            Some(mut tail) => {
+                tail.append(&records)?;
+                self.tail = Some(tail);
+            }
+            None => self.tail = Some(self.rewrite(disk)?),
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, record: &Bytes) {
+        let Some((&len, rest)) = record.split_first() else { return };
+        let Some((key, value)) = rest.split_at_checked(usize::from(len)) else { return };
+        let key = String::from_utf8_lossy(key).into_owned();
+        if value.is_empty() {
+            self.entries.remove(&key);
+        } else {
+            self.entries.insert(key, record.slice_ref(value));
+        }
+    }
+
+    fn rewrite<D: Disk<File = F>>(&self, disk: &D) -> io::Result<Tail<F>> {
+        let mut content = segment::header(0, 0, 0);
+        for (number, (key, value)) in (0..).zip(&self.entries) {
+            Frame::Record(record(key, value)).put(&mut content, 0, number, 0);
+        }
+        disk.replace(FILE, &content)?;
+        let count = self.entries.len() as u64;
+        Ok(Tail { file: disk.open(FILE)?, len: content.len() as u64, count })
+    }
+}
+
+impl<F: super::DiskFile> Tail<F> {
+    fn append(&mut self, records: &[Bytes]) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        for record in records {
+            Frame::Record(record.clone()).put(&mut buffer, 0, self.count, 0);
+            self.count += 1;
+        }
+        self.file.write_at(&buffer, self.len)?;
+        self.len += buffer.len() as u64;
+        self.file.sync()
+    }
+}
+
+/// # Panics
+/// Never for a command id, which is at most 64 bytes long.
+fn record(key: &str, value: &[u8]) -> Bytes {
+    let len = u8::try_from(key.len()).expect("a journal key is at most 255 bytes long");
+    let mut bytes = Vec::with_capacity(1 + key.len() + value.len());
+    bytes.push(len);
+    bytes.extend_from_slice(key.as_bytes());
+    bytes.extend_from_slice(value);
+    bytes.into()
+}

@@ -1,0 +1,208 @@
+//! Opening: what the names, headers, positions and tails on the medium amount to.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+};
+
+use super::{
+    Disk, DiskFile as _, EpochLog, Limits, READ_BYTES, Segment, Spool, Stream, positions,
+    segment::{self, Frame, HEADER_BYTES, Header, Scan},
+};
+
+/// Why the spool did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The medium failed, or another process holds the spool.
+    #[error("the spool can't be read: {0}")]
+    Io(#[from] io::Error),
+    /// It was left as it is.
+    #[error(
+        "{file} has format version {version}, newer than this program reads; install the newer fieldgate again"
+    )]
+    Newer {
+        /// Which file.
+        file: String,
+        /// Its version.
+        version: u8,
+    },
+}
+
+/// What opening found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Segments that hold something.
+    pub segments: usize,
+    /// Bytes of a torn tail that were cut: a write that a power cut stopped; nothing in it was acknowledged.
+    pub torn_bytes: u64,
+    /// What is damaged, each as a sentence's part that names the file.
+    pub damage: Vec<String>,
+}
+
+pub(super) fn open<D: Disk>(
+    disk: D,
+    names: &[&str],
+    limits: Limits,
+    epoch: u64,
+) -> Result<(Spool<D>, Report), OpenError> {
+    let mut report = Report::default();
+    let mut found = Found::look(&disk, &mut report)?;
+    let ordinal = found.logs.keys().map(|key| key.1).max().unwrap_or(0) + 1;
+    let mut streams: Vec<Stream<D::File>> = names.iter().map(|name| Stream::new(name)).collect();
+    let mut unlink = Vec::new();
+    while let Some(((name, _, _), mut log)) = found.logs.pop_first() {
+        recover_log(&disk, &name, &mut log, &mut report)?;
+        let gone = |segment: &Segment| {
+            let from = segment.first.max(log.acked + 1);
+            from >= segment.next
+                || log.skips.iter().any(|skip| skip.from <= from && segment.next <= skip.to)
+        };
+        let finished = log.next <= log.acked + 1;
+        let (dead, kept): (VecDeque<Segment>, VecDeque<Segment>) =
+            log.segments.iter().cloned().partition(|segment| finished || gone(segment));
+        unlink.extend(
+            dead.iter().map(|s| segment::file_name(&name, log.ordinal, log.epoch, s.first)),
+        );
+        log.segments = kept;
+        if !finished {
+            report.segments += log.segments.len();
+            match streams.iter_mut().find(|stream| stream.name == name) {
+                Some(stream) => stream.logs.push_back(log),
+                None => {
+                    let mut stream = Stream::new(&name);
+                    stream.logs.push_back(log);
+                    streams.push(stream);
+                }
+            }
+        }
+    }
+    for stream in &mut streams {
+        stream.logs.push_back(EpochLog::new(ordinal, epoch));
+    }
+    let held = streams.iter().flat_map(|stream| &stream.logs).flat_map(|log| &log.segments);
+    let bytes = held.map(|segment| segment.bytes).sum();
+    // Opening needs no free space and no writable medium: what can't be deleted now is met again at the next start.
+    for name in unlink.iter().chain(&found.leftovers) {
+        if let Err(error) = disk.remove(name) {
+            tracing::debug!(%error, file = name, "a finished segment could not be deleted");
+        }
+    }
+    let spool = Spool { disk, limits, ordinal, streams, bytes, written_bytes: 0, syncs: 0 };
+    Ok((spool, report))
+}
+
+impl<F> Stream<F> {
+    fn new(name: &str) -> Self {
+        Self { name: name.into(), logs: VecDeque::new(), active: None, cursor: None }
+    }
+}
+
+/// Everything that was found, in the order of stream, ordinal, epoch.
+struct Found {
+    logs: BTreeMap<(String, u32, u64), EpochLog>,
+    leftovers: Vec<String>,
+}
+
+impl Found {
+    fn look<D: Disk>(disk: &D, report: &mut Report) -> Result<Self, OpenError> {
+        let mut found = Self { logs: BTreeMap::new(), leftovers: Vec::new() };
+        let mut files = disk.list()?;
+        files.sort();
+        if files.iter().any(|name| name == positions::FILE) {
+            match read_positions(disk)? {
+                Some(logs) => {
+                    for (stream, log) in logs {
+                        found.logs.insert((stream, log.ordinal, log.epoch), log);
+                    }
+                }
+                None => report.damage.push(format!("{} is unreadable", positions::FILE)),
+            }
+        }
+        for name in files {
+            if name.ends_with(".new") {
+                found.leftovers.push(name);
+                continue;
+            }
+            let Some((stream, ordinal, epoch, first)) = segment::parse_name(&name) else {
+                continue;
+            };
+            let file = disk.open(&name)?;
+            let key = (stream.to_owned(), ordinal, epoch);
+            let log = found.logs.entry(key).or_insert_with(|| EpochLog::new(ordinal, epoch));
+            match segment::read_header(&file, epoch, first)? {
+                Header::Good { acked } => log.acked = log.acked.max(acked),
+                Header::Newer(version) => return Err(OpenError::Newer { file: name, version }),
+                Header::Damaged => report.damage.push(format!("{name} has a damaged header")),
+            }
+            // The names sort by number, so that the segment before ends where this one begins.
+            if let Some(before) = log.segments.back_mut() {
+                before.next = first;
+            }
+            let bytes = file.len()?;
+            log.segments.push_back(Segment { first, next: first, bytes, failed_reads: 0 });
+        }
+        Ok(found)
+    }
+}
+
+fn read_positions<D: Disk>(disk: &D) -> io::Result<Option<Vec<(String, EpochLog)>>> {
+    let file = disk.open(positions::FILE)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(0)];
+    let filled = file.read_at(&mut bytes, 0)?;
+    Ok(std::str::from_utf8(&bytes[..filled]).ok().and_then(positions::read))
+}
+
+/// Scans the last segment: cuts a torn tail, turns damage before good frames into a skip.
+fn recover_log<D: Disk>(
+    disk: &D,
+    stream: &str,
+    log: &mut EpochLog,
+    report: &mut Report,
+) -> Result<(), OpenError> {
+    let Some(last) = log.segments.back() else { return Ok(()) };
+    let (epoch, first) = (log.epoch, last.first);
+    // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn tail.
+    log.next = log.next.max(first);
+    let name = segment::file_name(stream, log.ordinal, epoch, first);
+    let mut file = disk.open(&name)?;
+    let mut reached = first;
+    let mut offset = HEADER_BYTES as u64;
+    let mut good = offset;
+    loop {
+        let mut scan = Scan::load(&file, epoch, first, offset, READ_BYTES)?;
+        let mut damaged = false;
+        while let Some((seq, frame)) = scan.next_frame() {
+            damaged |= scan.damaged();
+            good = scan.good_end();
+            if let Frame::Mark { acked } = frame {
+                log.acked = log.acked.max(acked);
+                continue;
+            }
+            let from = reached.max(log.acked + 1);
+            if from < seq {
+                log.add_skip(from, seq, "damaged");
+            }
+            reached = reached.max(seq + 1);
+        }
+        if damaged {
+            report.damage.push(format!("{name} is damaged before byte {good}"));
+        }
+        if scan.offset() == offset {
+            break;
+        }
+        offset = scan.offset();
+    }
+    log.next = log.next.max(reached);
+    let len = file.len()?;
+    if len > good.max(HEADER_BYTES as u64) {
+        report.torn_bytes += len - good;
+    }
+    // A medium that takes no write still opens: the tail is left alone, and what reads as good is still good.
+    if len <= good || file.truncate(good).is_ok() {
+        file.sync().ok();
+    }
+    let last = log.segments.back_mut().expect("looked at above");
+    last.bytes = good.min(len);
+    last.next = reached;
+    Ok(())
+}
