@@ -55,7 +55,7 @@ pub trait DiskFile {
     ///
     /// # Errors
     /// As the medium says.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end.
     ///
@@ -171,7 +171,7 @@ impl Disk for DirectoryDisk {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

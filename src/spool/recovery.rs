@@ -138,7 +138,7 @@ impl Found {
             if let Some(before) = log.segments.back_mut() {
                 before.next = first;
             }
-            let bytes = file.len()?;
+            let bytes = file.length()?;
             log.segments.push_back(Segment { first, next: first, bytes, failed_reads: 0 });
         }
         Ok(found)
@@ -147,7 +147,7 @@ impl Found {
 
 fn read_positions<D: Disk>(disk: &D) -> io::Result<Option<Vec<(String, EpochLog)>>> {
     let file = disk.open(positions::FILE)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(0)];
+    let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0)];
     let filled = file.read_at(&mut bytes, 0)?;
     Ok(std::str::from_utf8(&bytes[..filled]).ok().and_then(positions::read))
 }
@@ -193,7 +193,7 @@ fn recover_log<D: Disk>(
         offset = scan.offset();
     }
     log.next = log.next.max(reached);
-    let len = file.len()?;
+    let len = file.length()?;
     if len > good.max(HEADER_BYTES as u64) {
         report.torn_bytes += len - good;
     }

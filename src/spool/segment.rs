@@ -148,12 +148,12 @@ impl Scan {
         piece.truncate(filled);
         let wanted = frame_len(&piece).filter(|wanted| *wanted > len && filled == len);
         if let Some(wanted) = wanted {
-            let end = file.len()?.saturating_sub(offset);
+            let end = file.length()?.saturating_sub(offset);
             piece.resize(wanted.min(usize::try_from(end).unwrap_or(wanted)), 0);
             let filled = file.read_at(&mut piece, offset)?;
             piece.truncate(filled);
         }
-        let at_end_of_file = piece.len() < len || offset + piece.len() as u64 >= file.len()?;
+        let at_end_of_file = piece.len() < len || offset + piece.len() as u64 >= file.length()?;
         Ok(Self {
             epoch,
             first,

@@ -1,0 +1,653 @@
+//! The life of a command, from the hub's frame to its final state (PROTOCOL.md, section 5).
+//!
+//! ```text
+//! frame -> checked -> journal "sending" (fsync) -> accepted, delivered to the device -> PUBACK -> delivered
+//!       -> the device's reply -> succeeded | failed
+//! ```
+//!
+//! The journal says `sending` before the first byte goes to a device, so that after a crash an id either was surely
+//! not sent (`waiting`: it may be delivered), or may have been (it ends `unknown`, unless it is idempotent), or is
+//! over (its last status is repeated). A command must never be delivered twice, and never be forgotten before the hub
+//! can have stopped asking for it.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Now, Receipts};
+use crate::{
+    command::{Command, CommandId, Failure, State, Status},
+    record::{self, Receipt, SourceId},
+    topic::Template,
+};
+
+/// Ids that the journal keeps. At the bound a new command is answered `busy`.
+const MAX_JOURNAL: usize = 10_000;
+
+/// How long a finished id is kept beside its ttl.
+const KEPT_MS: u64 = 24 * 3600 * 1000;
+
+/// How long a device that is not there is waited for before it is tried again, unless it comes before.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The longest ttl that is taken; a longer one counts as this.
+const MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The largest result that is reported; a larger one ends the command `failed`.
+const MAX_RESULT_BYTES: usize = 64 * 1024;
+
+/// Where commands go, where replies come from, and what may be asked of whom.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// `{device}`, `{command}`, `{id}`.
+    pub topic: Template,
+    /// `{id}`, and `{device}` if the device is to be checked.
+    pub reply: Template,
+    /// Device and command patterns; `*` stands for any run of characters.
+    pub allow: Vec<(String, String)>,
+    /// How many may be under way.
+    pub inflight: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Commands {
+    rules: Rules,
+    known: BTreeMap<CommandId, Life>,
+    /// Deliveries that are with a source, by token.
+    deliveries: HashMap<u64, CommandId>,
+    next_token: u64,
+    journal: Vec<(String, Bytes)>,
+    /// Ids whose `sending` the disk has yet to confirm.
+    journalling: Vec<CommandId>,
+    unjournalled: Vec<CommandId>,
+    out: VecDeque<Out>,
+}
+
+/// What the commands want done.
+#[derive(Debug)]
+pub(super) enum Out {
+    /// Report a status; the receipts wait for the report to be safe.
+    Report(Status, Receipts),
+    /// Hand to the device's source.
+    Deliver { token: u64, device: String, topic: String, payload: Bytes },
+}
+
+/// What the journal keeps of an id.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    fingerprint: u64,
+    sending: bool,
+    last: Option<Status>,
+    /// Unix milliseconds, after which the id may be forgotten once it is finished.
+    keep_until_ms: u64,
+}
+
+#[derive(Debug)]
+struct Life {
+    kept: Kept,
+    /// `None` for an id out of the journal that the hub did not send again yet.
+    live: Option<Live>,
+}
+
+#[derive(Debug)]
+struct Live {
+    command: Command,
+    step: Step,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// `sending` is on its way to the medium.
+    Journalling { expires: Instant },
+    /// Nobody is there to take it.
+    Waiting { expires: Instant, retry: Instant },
+    /// With the device's source, which has not answered.
+    Sending { until: Instant, expires: Instant },
+    /// The device has it.
+    Delivered { until: Instant },
+}
+
+impl Commands {
+    pub(super) fn new(rules: Rules, journal: impl IntoIterator<Item = (String, Bytes)>) -> Self {
+        let mut known = BTreeMap::new();
+        for (id, bytes) in journal {
+            let kept = serde_json::from_slice(&bytes);
+            let (Ok(kept), Ok(id)) = (kept, CommandId::try_from(id)) else {
+                tracing::warn!("an entry of the command journal is unreadable and is left out");
+                continue;
+            };
+            known.insert(id, Life { kept, live: None });
+        }
+        Self {
+            rules,
+            known,
+            deliveries: HashMap::new(),
+            next_token: 1,
+            journal: Vec::new(),
+            journalling: Vec::new(),
+            unjournalled: Vec::new(),
+            out: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn reply_filter(&self) -> String {
+        self.rules.reply.filter()
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Out> {
+        self.out.pop_front()
+    }
+
+    /// How many are under way, and how many ids the journal keeps.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.known.values().filter(|life| life.live.is_some()).count(), self.known.len())
+    }
+
+    // --- from the hub ----------------------------------------------------------------------------------------------
+
+    pub(super) fn handle_command(&mut self, now: Now, command: Command) {
+        let fingerprint = fingerprint(&command);
+        let under_way = self.counts().0;
+        match self.known.get_mut(&command.id) {
+            Some(life) if life.kept.fingerprint != fingerprint => {
+                let why = "this id is known with another content";
+                let n = life.kept.last.as_ref().map_or(0, |last| last.n).max(hub_n(&command)) + 1;
+                let status =
+                    status(&command.id, n, State::Rejected, Some(failure("conflict", why)));
+                if let Some(last) = &mut life.kept.last {
+                    last.n = n;
+                }
+                self.out.push_back(Out::Report(status, Receipts::None));
+            }
+            Some(life) => match (&life.kept.last, &mut life.live) {
+                (Some(last), _) if last.state.is_final() => {
+                    let mut last = last.clone();
+                    last.n = last.n.max(hub_n(&command) + 1);
+                    self.out.push_back(Out::Report(last, Receipts::None));
+                }
+                // The hub sends again what has no final state yet; it is under way.
+                (_, Some(_)) => {}
+                (_, None) => self.resume(now, command),
+            },
+            None if command.hub_holds.is_some() => {
+                let why = "the journal of this gateway has no trace of the command";
+                self.begin(now, &command, fingerprint);
+                self.finish(
+                    now,
+                    &command.id,
+                    State::Unknown,
+                    None,
+                    Some(failure("journal_lost", why)),
+                    Receipts::None,
+                );
+            }
+            None => match self.refusal(&command, under_way) {
+                Some(failure) => {
+                    let status = status(&command.id, 1, State::Rejected, Some(failure));
+                    self.out.push_back(Out::Report(status, Receipts::None));
+                }
+                None => {
+                    self.begin(now, &command, fingerprint);
+                    self.send(now, command);
+                }
+            },
+        }
+    }
+
+    pub(super) fn handle_cancel(&mut self, now: Now, id: &CommandId) {
+        let step = self.known.get(id).and_then(|life| life.live.as_ref()).map(|live| live.step);
+        if let Some(Step::Journalling { .. } | Step::Waiting { .. }) = step {
+            self.finish(now, id, State::Cancelled, None, None, Receipts::None);
+        }
+    }
+
+    /// Nobody will send again what the journal has open (plain mode): what was not surely unsent is unknown.
+    pub(super) fn handle_no_resend(&mut self, now: Now) {
+        let open: Vec<(CommandId, bool)> = (self.known.iter())
+            .filter(|(_, life)| life.live.is_none() && !life.is_final())
+            .map(|(id, life)| (id.clone(), life.kept.sending))
+            .collect();
+        for (id, sending) in open {
+            let (state, why) = match sending {
+                true => (
+                    State::Unknown,
+                    failure("restarted", "the gateway restarted while it was under way"),
+                ),
+                false => (
+                    State::Expired,
+                    failure("restarted", "the gateway restarted before it was delivered"),
+                ),
+            };
+            self.finish(now, &id, state, None, Some(why), Receipts::None);
+        }
+    }
+
+    /// After a restart the hub sends again: what was surely not sent is delivered, what may have been is not.
+    fn resume(&mut self, now: Now, command: Command) {
+        let id = command.id.clone();
+        let life = self.known.get_mut(&id).expect("the caller found it");
+        let held = hub_n(&command);
+        if let Some(last) = &mut life.kept.last {
+            last.n = last.n.max(held);
+        }
+        if life.kept.sending && !command.idempotent {
+            let why = failure("restarted", "the gateway restarted while it was under way");
+            self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+        } else {
+            self.send(now, command);
+        }
+    }
+
+    fn refusal(&self, command: &Command, under_way: usize) -> Option<Failure> {
+        let Command { device, name, .. } = command;
+        if !record::is_device_name(device) {
+            let why = format!("{device:?} can't be the name of a device");
+            return Some(failure("unknown_device", &why));
+        }
+        if name.is_empty() || name.len() > 128 || name.contains(['/', '+', '#', '\0']) {
+            return Some(failure(
+                "bad_params",
+                "a command's name is one topic level of up to 128 bytes",
+            ));
+        }
+        let allows =
+            |(devices, names): &(String, String)| glob(devices, device) && glob(names, name);
+        if !self.rules.allow.iter().any(allows) {
+            let why = format!("commands.allow of this gateway has no pattern for {device}/{name}");
+            return Some(failure("not_allowed", &why));
+        }
+        if self.known.len() >= MAX_JOURNAL {
+            return Some(failure("busy", "the command journal is full"));
+        }
+        if under_way >= self.rules.inflight {
+            return Some(failure("busy", "too many commands are under way"));
+        }
+        None
+    }
+
+    fn begin(&mut self, now: Now, command: &Command, fingerprint: u64) {
+        let ttl = command.ttl.min(MAX_TTL).as_millis() as u64;
+        let kept = Kept {
+            fingerprint,
+            sending: false,
+            last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
+            keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
+        };
+        self.known.insert(command.id.clone(), Life { kept, live: None });
+    }
+
+    // --- to the device ---------------------------------------------------------------------------------------------
+
+    fn send(&mut self, now: Now, command: Command) {
+        let id = command.id.clone();
+        let expires = now.instant + command.ttl.min(MAX_TTL);
+        let life = self.known.get_mut(&id).expect("begun before it is sent");
+        life.live = Some(Live { command, step: Step::Journalling { expires } });
+        if expires <= now.instant {
+            self.finish(now, &id, State::Expired, None, None, Receipts::None);
+            return;
+        }
+        life.kept.sending = true;
+        self.write(&id);
+        self.unjournalled.push(id);
+    }
+
+    /// Changes for the journal, to be put on the medium and answered with [`Commands::handle_journalled`].
+    pub(super) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
+        if !self.journalling.is_empty() {
+            return Vec::new();
+        }
+        self.journalling = std::mem::take(&mut self.unjournalled);
+        std::mem::take(&mut self.journal)
+    }
+
+    /// The journal's changes are on the medium, or it could not be told.
+    pub(super) fn handle_journalled(&mut self, now: Now, kept: bool) {
+        for id in std::mem::take(&mut self.journalling) {
+            let Some(life) = self.known.get_mut(&id) else { continue };
+            let Some(Live { command, step }) = &mut life.live else { continue };
+            let Step::Journalling { expires } = *step else { continue };
+            if !kept {
+                // It was not sent, so that it may be tried as long as its time lasts.
+                life.kept.sending = false;
+                *step = Step::Waiting { expires, retry: now.instant + RETRY };
+                continue;
+            }
+            let topic = self.rules.topic.fill("{device}, {command} and {id}", |name| match name {
+                "device" => Some(&command.device),
+                "command" => Some(&command.name),
+                "id" => Some(command.id.as_str()),
+                _ => None,
+            });
+            let payload = payload_of(command);
+            let device = command.device.clone();
+            *step = Step::Sending { until: now.instant + command.timeout.max(RETRY), expires };
+            let first = life.kept.last.is_none();
+            if first {
+                self.advance(&id, State::Accepted, None, None, Receipts::None);
+            }
+            match topic {
+                Ok(topic) => {
+                    let token = self.next_token;
+                    self.next_token += 1;
+                    self.deliveries.insert(token, id);
+                    self.out.push_back(Out::Deliver { token, device, topic, payload });
+                }
+                Err(error) => {
+                    let why = failure("bad_params", &error.to_string());
+                    self.finish(now, &id, State::Failed, None, Some(why), Receipts::None);
+                }
+            }
+        }
+    }
+
+    /// The device's transport took it.
+    pub(super) fn handle_delivered(&mut self, now: Now, token: u64) {
+        let Some(id) = self.deliveries.remove(&token) else { return };
+        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
+            return;
+        };
+        if let Step::Sending { .. } = live.step {
+            live.step = Step::Delivered { until: now.instant + live.command.timeout };
+            self.advance(&id, State::Delivered, None, None, Receipts::None);
+        }
+    }
+
+    /// Nothing was sent: it waits for the device.
+    pub(super) fn handle_undelivered(&mut self, now: Now, token: u64) {
+        let Some(id) = self.deliveries.remove(&token) else { return };
+        let Some(life) = self.known.get_mut(&id) else { return };
+        let Some(live) = &mut life.live else { return };
+        let Step::Sending { expires, .. } = live.step else { return };
+        live.step = Step::Waiting { expires, retry: now.instant + RETRY };
+        life.kept.sending = false;
+        self.write(&id);
+    }
+
+    /// The connection ended before the device's transport answered.
+    pub(super) fn handle_interrupted(&mut self, now: Now, token: u64) {
+        let Some(id) = self.deliveries.remove(&token) else { return };
+        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
+            return;
+        };
+        let Step::Sending { expires, .. } = live.step else { return };
+        if live.command.idempotent {
+            live.step = Step::Waiting { expires, retry: now.instant + RETRY };
+        } else {
+            let why = failure(
+                "interrupted",
+                "the device's connection ended before it confirmed the command",
+            );
+            self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+        }
+    }
+
+    /// A device is here: what waits for it is tried now.
+    pub(super) fn handle_device_seen(&mut self, now: Now, device: &str) {
+        for life in self.known.values_mut() {
+            let Some(Live { command, step: Step::Waiting { retry, .. } }) = &mut life.live else {
+                continue;
+            };
+            if command.device == device {
+                *retry = now.instant;
+            }
+        }
+    }
+
+    // --- from the device -------------------------------------------------------------------------------------------
+
+    /// Whether a topic is that of replies; if so the reply is taken, and `receipt` waits for its report.
+    pub(super) fn handle_reply(
+        &mut self,
+        now: Now,
+        topic: &str,
+        payload: &[u8],
+        receipt: Option<Receipt>,
+    ) -> Result<Reply, Option<Receipt>> {
+        let reply_template = self.rules.reply.clone();
+        let Some(captures) = reply_template.matches(topic) else { return Err(receipt) };
+        let id = captures.get("id").and_then(|id| CommandId::try_from(id.to_owned()).ok());
+        let waiting = id.and_then(|id| {
+            let live = self.known.get(&id)?.live.as_ref()?;
+            let fits = captures.get("device").is_none_or(|device| device == live.command.device);
+            (fits && matches!(live.step, Step::Sending { .. } | Step::Delivered { .. }))
+                .then_some(id)
+        });
+        let Some(id) = waiting else { return Ok(Reply::Unexpected(receipt)) };
+        let (state, result, error) = outcome(payload);
+        self.finish(now, &id, state, result, error, receipt.into());
+        Ok(Reply::Taken)
+    }
+
+    // --- time ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.known.values().filter_map(|life| life.live.as_ref()).map(|live| live.step.due()).min()
+    }
+
+    pub(super) fn handle_deadline(&mut self, now: Now) {
+        let due: Vec<CommandId> = (self.known.iter())
+            .filter(|(_, life)| {
+                life.live.as_ref().is_some_and(|live| live.step.due() <= now.instant)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            let life = self.known.get_mut(&id).expect("just found");
+            let live = life.live.as_mut().expect("just found");
+            match live.step {
+                Step::Waiting { expires, .. } if expires > now.instant => {
+                    live.step = Step::Journalling { expires };
+                    life.kept.sending = true;
+                    self.write(&id);
+                    self.unjournalled.push(id);
+                }
+                Step::Waiting { .. } | Step::Journalling { .. } => {
+                    self.finish(now, &id, State::Expired, None, None, Receipts::None);
+                }
+                Step::Sending { .. } => {
+                    let why =
+                        failure("no_ack", "the device's transport did not confirm the command");
+                    self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+                }
+                Step::Delivered { .. } => {
+                    self.finish(now, &id, State::TimedOut, None, None, Receipts::None);
+                }
+            }
+        }
+    }
+
+    /// Forgets what was finished long enough ago.
+    pub(super) fn forget_old(&mut self, now: Now) {
+        let journal = &mut self.journal;
+        self.known.retain(|id, life| {
+            let keep = !life.is_final() || life.kept.keep_until_ms > now.wall.unix_ms;
+            if !keep {
+                journal.push((id.as_str().into(), Bytes::new()));
+            }
+            keep
+        });
+    }
+
+    fn finish(
+        &mut self,
+        now: Now,
+        id: &CommandId,
+        state: State,
+        result: Option<Box<RawValue>>,
+        error: Option<Failure>,
+        receipts: Receipts,
+    ) {
+        let Some(life) = self.known.get_mut(id) else { return };
+        life.live = None;
+        life.kept.keep_until_ms = life.kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
+        self.deliveries.retain(|_, delivered| delivered != id);
+        self.advance(id, state, result, error, receipts);
+    }
+
+    /// Reports the next status of an id, and journals it.
+    fn advance(
+        &mut self,
+        id: &CommandId,
+        state: State,
+        result: Option<Box<RawValue>>,
+        error: Option<Failure>,
+        receipts: Receipts,
+    ) {
+        let Some(life) = self.known.get_mut(id) else { return };
+        let n = life.kept.last.as_ref().map_or(0, |last| last.n) + 1;
+        let next = Status { id: id.clone(), n, state, result, error };
+        life.kept.last = Some(next.clone());
+        self.write(id);
+        self.out.push_back(Out::Report(next, receipts));
+    }
+
+    fn write(&mut self, id: &CommandId) {
+        let Some(life) = self.known.get(id) else { return };
+        let bytes = serde_json::to_vec(&life.kept).expect("a status has string keys only");
+        self.journal.push((id.as_str().into(), bytes.into()));
+    }
+}
+
+/// What became of a publish to the topic of replies.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// A command was waiting for it.
+    Taken,
+    /// None was: it came twice, or too late.
+    Unexpected(Option<Receipt>),
+}
+
+impl Life {
+    fn is_final(&self) -> bool {
+        self.kept.last.as_ref().is_some_and(|last| last.state.is_final())
+    }
+}
+
+impl Step {
+    fn due(self) -> Instant {
+        match self {
+            Self::Journalling { expires } => expires,
+            Self::Waiting { expires, retry } => expires.min(retry),
+            Self::Sending { until, .. } | Self::Delivered { until } => until,
+        }
+    }
+}
+
+/// Which source has the device, for the gateway to ask.
+pub(super) type Heard = HashMap<Box<str>, SourceId>;
+
+fn hub_n(command: &Command) -> u32 {
+    command.hub_holds.map_or(0, |(n, _)| n)
+}
+
+fn status(id: &CommandId, n: u32, state: State, error: Option<Failure>) -> Status {
+    Status { id: id.clone(), n, state, result: None, error }
+}
+
+fn failure(code: &str, message: &str) -> Failure {
+    Failure { code: code.into(), message: message.into() }
+}
+
+/// FNV-1a, 64 bit: tells an id's content from another's; it guards against mistakes, not against attackers.
+fn fingerprint(command: &Command) -> u64 {
+    let parts = [command.device.as_str(), "\0", &command.name, "\0", command.params.get()];
+    parts.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Whether `pattern`, in which `*` stands for any run of characters, matches all of `text`.
+fn glob(pattern: &str, text: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(head) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let tail = parts.pop().unwrap_or("");
+    for part in parts {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+    }
+    text.ends_with(tail)
+}
+
+/// The MQTT payload of a command: `{"id","name","params"}`.
+fn payload_of(command: &Command) -> Bytes {
+    #[derive(Serialize)]
+    struct Payload<'a> {
+        id: &'a CommandId,
+        name: &'a str,
+        params: &'a RawValue,
+    }
+    let payload = Payload { id: &command.id, name: &command.name, params: &command.params };
+    serde_json::to_vec(&payload).expect("a command has string keys only").into()
+}
+
+/// What a reply means: `{"ok":true,"result":…}`, `{"ok":false,"error":{"code","message"}}`, or any object without `ok`.
+fn outcome(payload: &[u8]) -> (State, Option<Box<RawValue>>, Option<Failure>) {
+    #[derive(Deserialize)]
+    struct Answer {
+        ok: Option<bool>,
+        result: Option<Box<RawValue>>,
+        error: Option<Failure>,
+    }
+    if payload.len() > MAX_RESULT_BYTES {
+        let why = format!(
+            "the reply has {} bytes; at most {MAX_RESULT_BYTES} are reported",
+            payload.len()
+        );
+        return (State::Failed, None, Some(failure("too_large", &why)));
+    }
+    let whole = || std::str::from_utf8(payload).ok().map(str::to_owned).map(RawValue::from_string);
+    match (record::is_plain_json(payload), serde_json::from_slice::<Answer>(payload)) {
+        (true, Ok(Answer { ok: Some(true), result, .. })) => (State::Succeeded, result, None),
+        (true, Ok(Answer { ok: Some(false), error, .. })) => {
+            let why = error.unwrap_or_else(|| failure("failed", "the device gave no reason"));
+            (State::Failed, None, Some(why))
+        }
+        (true, _) if payload.trim_ascii_start().starts_with(b"{") => {
+            (State::Succeeded, whole().and_then(Result::ok), None)
+        }
+        _ => {
+            let why = "the device's reply is not a JSON object";
+            (State::Failed, None, Some(failure("bad_reply", why)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, text, matches) in [
+            ("plc-*", "plc-01", true),
+            ("plc-*", "xplc-01", false),
+            ("*", "", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b", "a-b-c", false),
+            ("*-01", "plc-01", true),
+            ("ab*ba", "aba", false),
+            ("same", "same", true),
+        ] {
+            assert_eq!(glob(pattern, text), matches, "{pattern} against {text}");
+        }
+    }
+
+    #[test]
+    fn replies_mean_what_the_contract_says() {
+        let state = |payload: &str| outcome(payload.as_bytes()).0;
+        assert_eq!(state(r#"{"ok":true,"result":1}"#), State::Succeeded);
+        assert_eq!(state(r#"{"ok":false,"error":{"code":"jammed","message":"x"}}"#), State::Failed);
+        assert_eq!(state(r#"{"position":3}"#), State::Succeeded);
+        assert_eq!(state("done"), State::Failed);
+        assert_eq!(state("[1]"), State::Failed);
+        let (_, result, _) = outcome(br#"{"position":3}"#);
+        assert_eq!(result.unwrap().get(), r#"{"position":3}"#);
+    }
+}

@@ -1,0 +1,189 @@
+//! What goes on the link next: greetings and Pings first, then records, lane by lane.
+//!
+//! Lanes in front go first, but never starve the others: every eighth batch is the last lane's that has something.
+
+use crate::{
+    protocol::{
+        BatchWriter, Clock, Epoch, GatewayLimits, GatewayMessage, Hello, Skip, plain_record,
+        plain_skip,
+    },
+    record::Stored,
+};
+
+use super::{Gateway, Now, Transmit, lane::Next};
+
+/// About how large a batch becomes: large enough for the cost of a frame not to count, small enough to be quick.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Every so many batches the order of the lanes is turned round.
+const FAIR_TURN: u64 = 8;
+
+/// Plain mode: so many frames go before a Ping is put behind them, at most.
+const BARRIER_FRAMES: usize = 256;
+
+/// Plain mode: so many Pings may wait for their Pongs.
+const MAX_BARRIERS: usize = 4;
+
+impl Gateway {
+    /// What goes on the link next, if it is up and there is anything. Ask only when the link has room.
+    pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit> {
+        if let Some(control) = self.control.pop_front() {
+            return Some(control);
+        }
+        let session = self.uplink.as_ref()?.session()?;
+        let (managed, limits) = (session.managed, session.limits);
+        let (unbarred, barriers) = (session.unbarred, session.barriers());
+        let barrier_due = !managed && unbarred > 0 && barriers < MAX_BARRIERS;
+        if barrier_due && unbarred >= BARRIER_FRAMES {
+            return Some(self.barrier(now));
+        }
+        self.turn += 1;
+        let count = self.lanes.len();
+        let turned = self.turn.is_multiple_of(FAIR_TURN);
+        for place in 0..count {
+            let lane = if turned { count - 1 - place } else { place };
+            let text = if managed {
+                self.managed_message(now, lane, limits.frame_bytes, limits.batch_records)
+            } else {
+                self.plain_frame(now, lane)
+            };
+            if let Some(text) = text {
+                self.settle_disk(now);
+                return Some(Transmit::Text(text));
+            }
+        }
+        self.settle_disk(now);
+        barrier_due.then(|| self.barrier(now))
+    }
+
+    pub(super) fn hello(&self, now: Now) -> GatewayMessage {
+        GatewayMessage::Hello(Hello {
+            gateway: self.settings.id.clone(),
+            agent: self.settings.agent.clone(),
+            boot_id: self.settings.boot_id.clone(),
+            clock: Some(Clock { ts: now.wall.unix_ms, trusted: now.wall.synced }),
+            limits: GatewayLimits {
+                inflight_commands: self.settings.commands.inflight,
+                ..GatewayLimits::default()
+            },
+            features: Vec::new(),
+            streams: self.lanes.iter().flat_map(|lane| lane.held()).collect(),
+        })
+    }
+
+    pub(super) fn ping(&mut self, now: Now) {
+        let ping = self.barrier(now);
+        self.control.push_back(ping);
+    }
+
+    /// A Ping; in plain mode its Pong confirms every frame before it.
+    fn barrier(&mut self, now: Now) -> Transmit {
+        let positions = self.lanes.iter().filter_map(|lane| lane.sent_position()).collect();
+        let session = self.uplink.as_mut().and_then(|uplink| uplink.session_mut());
+        let payload = session.map_or_else(Vec::new, |session| session.ping(now.instant, positions));
+        Transmit::Ping(payload)
+    }
+
+    /// One `data` or `skip` of a lane.
+    fn managed_message(
+        &mut self,
+        now: Now,
+        index: usize,
+        frame_bytes: usize,
+        batch_records: usize,
+    ) -> Option<String> {
+        let max_records = self.lanes[index].batch_limit().min(batch_records as u64);
+        let byte_room = self.lanes[index].byte_room();
+        let mut batch: Option<(Epoch, BatchWriter)> = None;
+        let mut payload_bytes = 0;
+        let mut at = 0;
+        while let Some(next) = self.peek_sendable(index, at, frame_bytes) {
+            let (epoch, seq, bytes) = match (next, &batch) {
+                (Next::Record { epoch, seq, bytes }, _) => (epoch, seq, bytes),
+                (Next::Skip { .. }, Some(_)) => break,
+                (Next::Skip { epoch, from, to, reason }, None) => {
+                    let stream = self.lanes[index].name.clone();
+                    tracing::warn!(%stream, from, to, reason, "records are lost; the hub is told");
+                    self.lanes[index].sent(now.instant, to, 0, 0);
+                    let skip = Skip { stream, epoch, from, to, reason };
+                    return Some(GatewayMessage::Skip(skip).to_json());
+                }
+            };
+            let Ok(record) = Stored::read(&bytes) else { break };
+            let payload = record.payload_bytes() as u64;
+            let (_, writer) = batch.get_or_insert_with(|| {
+                let capacity = (bytes.len() * 2 + 256).clamp(1024, BATCH_BYTES);
+                (epoch, BatchWriter::new(&self.lanes[index].name, epoch, seq, capacity))
+            });
+            let full = writer.records() >= max_records
+                || writer.len() + wire_bytes(&record, bytes.len()) > frame_bytes
+                || writer.len() >= BATCH_BYTES
+                || payload_bytes + payload > byte_room;
+            if full && !writer.is_empty() {
+                break;
+            }
+            writer.push(&record);
+            payload_bytes += payload;
+            at = seq + 1;
+            self.lanes[index].advance(at);
+        }
+        let (_, writer) = batch?;
+        let records = writer.records();
+        self.counters.sent += records;
+        self.lanes[index].sent(now.instant, at, records, payload_bytes);
+        Some(writer.finish())
+    }
+
+    /// The next thing of a lane that can be sent; a record that no frame can carry is a skip.
+    fn peek_sendable(&mut self, index: usize, batch_from: u64, frame_bytes: usize) -> Option<Next> {
+        let next = self.lanes[index].peek(batch_from > 0)?;
+        let Next::Record { epoch, seq, ref bytes } = next else { return Some(next) };
+        let skip =
+            |reason: &str| Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() };
+        match Stored::read(bytes) {
+            Err(_) => Some(skip("damaged")),
+            Ok(record) if wire_bytes(&record, bytes.len()) + 128 > frame_bytes => {
+                Some(skip("too_large"))
+            }
+            Ok(_) => Some(next),
+        }
+    }
+
+    fn plain_frame(&mut self, now: Now, index: usize) -> Option<String> {
+        let lane = &mut self.lanes[index];
+        let next = lane.peek(false)?;
+        let stream = lane.name.clone();
+        let gateway = &self.settings.id;
+        let text = match next {
+            Next::Record { epoch, seq, bytes } => {
+                let payload = Stored::read(&bytes).map_or(0, |record| record.payload_bytes());
+                lane.advance(seq + 1);
+                lane.sent(now.instant, seq + 1, 1, payload as u64);
+                self.counters.sent += 1;
+                plain_record(gateway, &stream, epoch, seq, &bytes).unwrap_or_else(|_| {
+                    let (from, to, reason) = (seq, seq + 1, "damaged".into());
+                    plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
+                })
+            }
+            Next::Skip { epoch, from, to, reason } => {
+                lane.sent(now.instant, to, 0, 0);
+                plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
+            }
+        };
+        if let Some(session) = self.uplink.as_mut().and_then(|uplink| uplink.session_mut()) {
+            session.unbarred += 1;
+        }
+        Some(text)
+    }
+}
+
+/// At most how much of a message a record takes.
+fn wire_bytes(record: &Stored<'_>, stored: usize) -> usize {
+    let payload = record.payload_bytes();
+    let growth = match &record.body {
+        crate::record::Body::Reading(reading) if !reading.json => payload / 3 + 8,
+        _ => 0,
+    };
+    // Device and topic may have to be escaped; names of members, brackets and numbers come on top.
+    payload + growth + (stored - payload.min(stored)) * 6 + 160
+}

@@ -1,0 +1,446 @@
+//! The link's state: dialling, greeting, live, waiting; when it counts as dead, and when the next attempt is.
+//!
+//! It must never give up, never retry faster than the back-off allows, and never take a slow link for a dead one.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{Now, random::Random};
+use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Position, close};
+
+/// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
+const TAKEN_OVER: Duration = Duration::from_secs(60);
+
+/// What is final until reconfigured is tried again so seldom.
+const FINAL: Duration = Duration::from_secs(3600);
+
+/// A session must have lasted so long before the back-off begins anew.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// The longest wait that a server can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// How long our own close may take.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// How the uplink is to behave.
+#[derive(Debug, Clone)]
+pub struct UplinkSettings {
+    /// Which modes may be used.
+    pub mode: Mode,
+    /// Whether this URL ever answered with a valid `welcome`: then it stays managed.
+    pub proven_managed: bool,
+    /// A Ping is sent when nothing was received for so long.
+    pub ping_interval: Duration,
+    /// How long its Pong may take.
+    pub ping_timeout: Duration,
+    /// How long an ack may take.
+    pub ack_timeout: Duration,
+    /// The first wait after a lost link, and the longest.
+    pub backoff: (Duration, Duration),
+    /// Whether commands of a plain server are obeyed.
+    pub plain_commands: bool,
+}
+
+/// Which modes of PROTOCOL.md section 1 may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A hub that speaks the protocol.
+    Managed,
+    /// Any WebSocket server.
+    Plain,
+    /// Managed if the server answers so, else plain.
+    Auto,
+}
+
+/// How a link ended.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// It never came up.
+    Dial(String),
+    /// The upgrade was answered with this HTTP status.
+    Http {
+        /// The status.
+        status: u16,
+        /// Its `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The peer closed.
+    Closed {
+        /// RFC 6455, section 7.4.
+        code: u16,
+        /// Its words.
+        reason: String,
+    },
+    /// The connection broke.
+    Cut(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Uplink {
+    pub(super) settings: UplinkSettings,
+    pub(super) phase: Phase,
+    random: Random,
+    /// How often the wait was doubled.
+    doublings: u32,
+    /// This server was seen to be plain (mode auto).
+    plain_known: bool,
+    /// The hub said when to come back.
+    drain: Option<Drain>,
+    token_retried: bool,
+    pub(super) last_error: Option<String>,
+    pub(super) attempts: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Until then.
+    Waiting { until: Instant },
+    /// The link is being made.
+    Dialing { managed: bool },
+    /// `hello` is out.
+    Greeting { deadline: Instant },
+    /// Records may go.
+    Live(Session),
+    /// Our close frame is out, or the link is to be dropped.
+    Closing { until: Instant, then: Then },
+    /// The gateway stops.
+    Stopped,
+}
+
+/// What follows our own close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The next attempt, in plain mode, at once.
+    Plain,
+    /// The back-off.
+    BackOff,
+    /// The slowest back-off.
+    Slow,
+    /// Nothing.
+    Stop,
+}
+
+/// A live session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) managed: bool,
+    pub(super) name: String,
+    pub(super) since: Instant,
+    pub(super) limits: HubLimits,
+    /// When a frame last came, and when there was last any sign of progress.
+    heard: Instant,
+    progress: Instant,
+    /// When the next Ping is due, unless something is heard before.
+    ping_at: Instant,
+    ping_sent: Option<Instant>,
+    next_ping: u64,
+    /// Plain mode: what had been written before each Ping.
+    barriers: VecDeque<(u64, Vec<Position>)>,
+    /// Frames written since the last Ping (plain mode).
+    pub(super) unbarred: usize,
+}
+
+impl Uplink {
+    pub(super) fn new(now: Now, settings: UplinkSettings, seed: u64) -> Self {
+        Self {
+            settings,
+            phase: Phase::Waiting { until: now.instant },
+            random: Random::new(seed),
+            doublings: 0,
+            plain_known: false,
+            drain: None,
+            token_retried: false,
+            last_error: None,
+            attempts: 0,
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<&Session> {
+        if let Phase::Live(session) = &self.phase { Some(session) } else { None }
+    }
+
+    pub(super) fn session_mut(&mut self) -> Option<&mut Session> {
+        if let Phase::Live(session) = &mut self.phase { Some(session) } else { None }
+    }
+
+    pub(super) fn deadline(&self, oldest_flight: Option<Instant>) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { until } | Phase::Closing { until, .. } => Some(*until),
+            Phase::Greeting { deadline } => Some(*deadline),
+            Phase::Live(session) => Some(session.deadline(&self.settings, oldest_flight)),
+            Phase::Dialing { .. } | Phase::Stopped => None,
+        }
+    }
+
+    /// Begins an attempt; says whether it is to offer the managed subprotocols.
+    pub(super) fn dial(&mut self) -> bool {
+        let managed = match self.settings.mode {
+            Mode::Managed => true,
+            Mode::Plain => false,
+            Mode::Auto => self.settings.proven_managed || !self.plain_known,
+        };
+        self.attempts += 1;
+        self.phase = Phase::Dialing { managed };
+        managed
+    }
+
+    pub(super) fn greet(&mut self, now: Now) {
+        self.phase = Phase::Greeting { deadline: now.instant + HELLO_TIMEOUT };
+    }
+
+    pub(super) fn go_live(&mut self, now: Now, managed: bool, name: String, limits: HubLimits) {
+        // The first Ping comes at a random point, so that a fleet that restarts together doesn't ping together.
+        let first_ping = self.random.up_to(self.settings.ping_interval);
+        self.phase = Phase::Live(Session {
+            managed,
+            name,
+            since: now.instant,
+            limits,
+            heard: now.instant,
+            progress: now.instant,
+            ping_at: now.instant + first_ping,
+            ping_sent: None,
+            next_ping: 1,
+            barriers: VecDeque::new(),
+            unbarred: 0,
+        });
+        self.last_error = None;
+        self.drain = None;
+        self.token_retried = false;
+        if managed {
+            self.settings.proven_managed = true;
+        }
+    }
+
+    /// The server gave no `welcome`. In mode auto it is taken to be plain.
+    pub(super) fn handle_no_welcome(&mut self, now: Now, why: &str) -> Then {
+        self.last_error = Some(format!("no welcome: {why}"));
+        let plain = self.settings.mode == Mode::Auto && !self.settings.proven_managed;
+        self.plain_known |= plain;
+        let then = if plain { Then::Plain } else { Then::BackOff };
+        self.phase = Phase::Closing { until: now.instant + CLOSING, then };
+        then
+    }
+
+    pub(super) fn handle_drain(&mut self, drain: Drain) {
+        self.drain = Some(drain);
+    }
+
+    /// We end the session ourselves.
+    pub(super) fn close(&mut self, now: Now, then: Then, why: String) {
+        self.note_stability(now);
+        self.last_error = Some(why);
+        self.phase = Phase::Closing { until: now.instant + CLOSING, then };
+    }
+
+    /// Our close was answered, or had its time.
+    pub(super) fn after_close(&mut self, now: Now, then: Then) {
+        let wait = match then {
+            Then::Plain => Duration::ZERO,
+            Then::BackOff => self.backoff(),
+            Then::Slow => self.slow(),
+            Then::Stop => {
+                self.phase = Phase::Stopped;
+                return;
+            }
+        };
+        self.wait(now, wait);
+    }
+
+    /// The link ended, not by us. Says how long is waited.
+    pub(super) fn handle_ended(&mut self, now: Now, ended: &Ended) -> Duration {
+        self.note_stability(now);
+        let was_greeting = matches!(self.phase, Phase::Greeting { .. });
+        let was_plain_dial = matches!(self.phase, Phase::Dialing { managed: false });
+        let was_managed_dial = matches!(self.phase, Phase::Dialing { managed: true });
+        self.last_error = Some(ended.to_string());
+        let auto = self.settings.mode == Mode::Auto && !self.settings.proven_managed;
+        let wait = match ended {
+            Ended::Closed { code, .. } => self.wait_after_close(now, *code, auto && was_greeting),
+            Ended::Cut(_) if auto && was_greeting => {
+                self.plain_known = true;
+                self.backoff()
+            }
+            Ended::Http { status, retry_after } => {
+                if was_plain_dial {
+                    self.plain_known = false;
+                } else if was_managed_dial && auto && *status == 400 {
+                    self.plain_known = true;
+                }
+                match (status, retry_after) {
+                    (429 | 503, Some(after)) => {
+                        (*after).min(MAX_RETRY_AFTER) + self.random.up_to(self.settings.backoff.0)
+                    }
+                    (401 | 403 | 404, _) => self.slow(),
+                    _ => self.backoff(),
+                }
+            }
+            Ended::Dial(_) | Ended::Cut(_) => {
+                self.wait_after_drain().unwrap_or_else(|| self.backoff())
+            }
+        };
+        self.wait(now, wait);
+        wait
+    }
+
+    fn wait_after_close(&mut self, _now: Now, code: u16, plain_server: bool) -> Duration {
+        match code {
+            close::POLICY | close::UNSUPPORTED => self.slow(),
+            close::TOKEN_EXPIRED if !self.token_retried => {
+                self.token_retried = true;
+                Duration::ZERO
+            }
+            close::TOKEN_EXPIRED => self.slow(),
+            close::TAKEN_OVER => TAKEN_OVER + self.random.up_to(self.settings.backoff.1),
+            close::FINAL_FIRST..=close::FINAL_LAST => FINAL,
+            // A stock server that ends the connection over our `hello` says so with one of the ordinary codes.
+            _ if plain_server
+                && code < 4000
+                && code != close::RESTART
+                && code != close::TRY_LATER =>
+            {
+                self.plain_known = true;
+                self.backoff()
+            }
+            _ => self.wait_after_drain().unwrap_or_else(|| self.backoff()),
+        }
+    }
+
+    fn wait_after_drain(&mut self) -> Option<Duration> {
+        let drain = self.drain.take()?;
+        let spread = self.random.up_to(Duration::from_millis(drain.spread_ms));
+        Some((Duration::from_millis(drain.retry_after_ms) + spread).min(MAX_RETRY_AFTER))
+    }
+
+    /// Full jitter: anything between nothing and the wait, which doubles up to the longest.
+    fn backoff(&mut self) -> Duration {
+        let (first, longest) = self.settings.backoff;
+        let wait = first.saturating_mul(1 << self.doublings.min(20)).min(longest);
+        self.doublings += 1;
+        self.random.up_to(wait)
+    }
+
+    fn slow(&mut self) -> Duration {
+        let longest = self.settings.backoff.1;
+        longest / 2 + self.random.up_to(longest / 2)
+    }
+
+    fn note_stability(&mut self, now: Now) {
+        if self.session().is_some_and(|session| now.instant - session.since >= STABLE) {
+            self.doublings = 0;
+        }
+    }
+
+    fn wait(&mut self, now: Now, wait: Duration) {
+        self.phase = Phase::Waiting { until: now.instant + wait };
+    }
+}
+
+/// What a live session's clock asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Send a Ping.
+    Ping,
+    /// The link is dead.
+    Dead(&'static str),
+}
+
+impl Session {
+    pub(super) fn handle_heard(&mut self, now: Instant, interval: Duration) {
+        self.heard = now;
+        self.progress = now;
+        self.ping_sent = None;
+        self.ping_at = now + interval;
+    }
+
+    /// Bytes left the socket.
+    pub(super) fn handle_progress(&mut self, now: Instant) {
+        self.progress = now;
+    }
+
+    fn deadline(&self, settings: &UplinkSettings, oldest_flight: Option<Instant>) -> Instant {
+        let liveness = match self.ping_sent {
+            Some(sent) => sent.max(self.progress) + settings.ping_timeout,
+            None => self.ping_at,
+        };
+        let ack = oldest_flight.map(|sent| sent.max(self.progress) + settings.ack_timeout);
+        ack.map_or(liveness, |ack| ack.min(liveness))
+    }
+
+    pub(super) fn due(
+        &self,
+        now: Instant,
+        settings: &UplinkSettings,
+        oldest_flight: Option<Instant>,
+    ) -> Option<Due> {
+        if let Some(sent) = oldest_flight
+            && sent.max(self.progress) + settings.ack_timeout <= now
+        {
+            return Some(Due::Dead("no ack and no progress within ack_timeout"));
+        }
+        match self.ping_sent {
+            Some(sent) if sent.max(self.progress) + settings.ping_timeout <= now => {
+                Some(Due::Dead("no Pong and no progress within ping_timeout"))
+            }
+            None if self.ping_at <= now => Some(Due::Ping),
+            _ => None,
+        }
+    }
+
+    /// The payload of the next Ping, which is a barrier behind `positions` in plain mode.
+    pub(super) fn ping(&mut self, now: Instant, positions: Vec<Position>) -> Vec<u8> {
+        let counter = self.next_ping;
+        self.next_ping += 1;
+        self.unbarred = 0;
+        if !self.managed {
+            self.barriers.push_back((counter, positions));
+        }
+        self.ping_sent.get_or_insert(now);
+        counter.to_string().into_bytes()
+    }
+
+    /// How many Pings wait for their Pong.
+    pub(super) fn barriers(&self) -> usize {
+        self.barriers.len()
+    }
+
+    /// What the peer's WebSocket stack has read, now that it answered this Ping.
+    pub(super) fn handle_pong(&mut self, payload: &[u8]) -> Vec<Position> {
+        let counter = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok());
+        let mut reached = Vec::new();
+        while let Some((known, _)) = self.barriers.front()
+            && counter.is_some_and(|counter| *known <= counter && counter < self.next_ping)
+        {
+            reached = self.barriers.pop_front().map_or_else(Vec::new, |(_, positions)| positions);
+        }
+        reached
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dial(error) | Self::Cut(error) => f.write_str(error),
+            Self::Http { status, .. } => {
+                let remedy = match status {
+                    401 | 403 => {
+                        "; the credential was refused: check uplink.token_file or uplink.client_cert_file"
+                    }
+                    404 => "; check the path of uplink.url",
+                    426 => {
+                        "; the server wants the managed protocol: set uplink.protocol = \"auto\""
+                    }
+                    300..=399 => {
+                        "; redirects are not followed: put the final address in uplink.url"
+                    }
+                    _ => "",
+                };
+                write!(f, "the upgrade was answered with HTTP status {status}{remedy}")
+            }
+            Self::Closed { code, reason } => write!(f, "closed by the hub with {code} {reason}"),
+        }
+    }
+}
