@@ -756,6 +756,11 @@ impl Gateway {
             && self.lanes.iter().all(|lane| lane.oldest_unwritten().is_none())
     }
 
+    /// Whether records can go to the hub.
+    pub fn is_live(&self) -> bool {
+        self.uplink.as_ref().is_some_and(|uplink| uplink.session().is_some())
+    }
+
     /// Nothing is under way at the hub that it has yet to acknowledge.
     pub fn is_drained(&self) -> bool {
         self.oldest_flight().is_none()
@@ -820,8 +825,8 @@ impl Gateway {
         if !self.disk.appending && self.write_due().is_some_and(|due| due <= now.instant) {
             self.append();
         }
+        let live = self.is_live();
         for (lane, state) in self.lanes.iter_mut().enumerate() {
-            let live = self.uplink.as_ref().is_some_and(|uplink| uplink.session().is_some());
             if let Some((epoch, from)) = live.then(|| state.wants_read()).flatten() {
                 let max_bytes = READ_AHEAD_BYTES;
                 let request = DiskRequest::Read { lane, epoch, from, max_bytes };
@@ -849,7 +854,7 @@ impl Gateway {
     /// When the oldest unsafe record must go to the disk: at once when nothing else can make it safe.
     fn write_due(&self) -> Option<Instant> {
         let oldest = self.lanes.iter().filter_map(Lane::oldest_unwritten).min()?;
-        let live = self.uplink.as_ref().is_some_and(|uplink| uplink.session().is_some());
+        let live = self.is_live();
         let at_once = self.settings.disk_first
             || self.disk.flush
             || !live

@@ -1,0 +1,477 @@
+//! The event loop that joins the core to the world: sources and disk on one side, the link on the other.
+//!
+//! It decides nothing: every event becomes an input of the core, and every output of the core a request to a part.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{sleep_until, timeout},
+};
+
+use super::disk::{Answer, DiskThread, Job};
+use crate::{
+    gateway::{Ended, Gateway, Now, Output, Transmit},
+    link::{self, Link},
+    ops::{
+        control::{Ask, Question},
+        notify,
+    },
+    record::{Publish, Receipt, SourceId, Timestamp},
+    source::{self, Notice},
+    topic::Template,
+};
+
+/// How many publishes are taken in before the outputs are looked at.
+const INTAKE_BATCH: usize = 128;
+
+/// How often the bytes that left the socket are looked at while something is under way.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a stop may take: to make everything safe, and then to hear the hub's last acks.
+const STOP_SAFE: Duration = Duration::from_secs(3);
+const STOP_ACKS: Duration = Duration::from_secs(1);
+
+/// No system clock that was ever set is before this: 2026-01-01T00:00:00Z, in Unix milliseconds.
+const EARLIEST_MS: u64 = 1_767_225_600_000;
+
+/// Makes links: everything about the hub but the moment.
+pub(super) type Dialer = Box<dyn Fn(bool) -> Result<link::Target, String>>;
+
+/// A running source.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) name: &'static str,
+    pub(super) requests: mpsc::UnboundedSender<source::Request>,
+    pub(super) task: tokio::task::JoinHandle<()>,
+}
+
+/// All parts, and the core between them.
+pub(super) struct Driver {
+    pub(super) gateway: Gateway,
+    pub(super) disk: DiskThread,
+    pub(super) publishes: mpsc::Receiver<Publish>,
+    pub(super) notices: mpsc::Receiver<Notice>,
+    pub(super) questions: mpsc::Receiver<Question>,
+    /// By their [`SourceId`].
+    pub(super) sources: Vec<Source>,
+    pub(super) dialer: Dialer,
+    pub(super) url: Option<String>,
+    /// The topic of `fieldgate send`.
+    pub(super) send_topic: Option<Template>,
+    pub(super) state: State,
+}
+
+/// What the driver itself remembers.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    link: Option<Link>,
+    sent_bytes: u64,
+    /// What each source last said of itself.
+    source_states: HashMap<SourceId, (bool, String)>,
+    /// `fieldgate send` that waits for its record to be safe, by the number of its receipt.
+    sends: HashMap<u64, oneshot::Sender<Result<Value, String>>>,
+    next_send: u64,
+    /// Deliveries that went to one source after another, by token.
+    tried: HashMap<u64, (source::Delivery, SourceId)>,
+    told: String,
+}
+
+enum Event {
+    Signal(&'static str),
+    Disk(Answer),
+    Link(Option<link::Event>),
+    Room,
+    Notice(Notice),
+    Publish(Publish),
+    Question(Question),
+    Timeout,
+}
+
+impl Driver {
+    /// Runs until a signal says stop, then stops in order.
+    ///
+    /// # Errors
+    /// The signals can't be listened to.
+    pub(super) async fn run(mut self) -> std::io::Result<()> {
+        let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        self.gateway.handle_timeout(now());
+        notify::ready();
+        loop {
+            let waits_for_room = self.drain();
+            self.tell();
+            match self.next(&mut signals, waits_for_room).await {
+                Event::Signal(name) => {
+                    tracing::info!(signal = name, "stopping");
+                    break;
+                }
+                event => self.handle(event),
+            }
+        }
+        notify::stopping();
+        self.stop().await;
+        Ok(())
+    }
+
+    async fn next(&mut self, signals: &mut (Signal, Signal), waits_for_room: bool) -> Event {
+        let mut deadline = self.gateway.poll_timeout();
+        if !self.gateway.is_drained() {
+            let look = Instant::now() + PROGRESS_EVERY;
+            deadline = Some(deadline.map_or(look, |at| at.min(look)));
+        }
+        let has_room = self.gateway.has_room();
+        let link = &mut self.state.link;
+        let requests = link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
+        tokio::select! {
+            biased;
+            _ = signals.0.recv() => Event::Signal("SIGTERM"),
+            _ = signals.1.recv() => Event::Signal("SIGINT"),
+            Some(answer) = self.disk.answers.recv() => Event::Disk(answer),
+            event = next_of(link), if link.is_some() => Event::Link(event),
+            () = room(requests), if waits_for_room => Event::Room,
+            Some(notice) = self.notices.recv() => Event::Notice(notice),
+            Some(publish) = self.publishes.recv(), if has_room => Event::Publish(publish),
+            Some(question) = self.questions.recv() => Event::Question(question),
+            () = until(deadline) => Event::Timeout,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = now();
+        self.note_progress(now);
+        match event {
+            Event::Disk(answer) => self.handle_disk(now, answer),
+            Event::Link(event) => self.handle_link(now, event),
+            Event::Notice(notice) => self.handle_notice(now, notice),
+            Event::Publish(publish) => {
+                self.gateway.handle_publish(now, publish);
+                for _ in 1..INTAKE_BATCH {
+                    if !self.gateway.has_room() {
+                        break;
+                    }
+                    let Ok(publish) = self.publishes.try_recv() else { break };
+                    self.gateway.handle_publish(now, publish);
+                }
+            }
+            Event::Question((ask, reply)) => self.handle_question(now, ask, reply),
+            Event::Timeout | Event::Room | Event::Signal(_) => {}
+        }
+        if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
+            self.gateway.handle_timeout(now);
+        }
+    }
+
+    fn handle_disk(&mut self, now: Now, answer: Answer) {
+        match answer {
+            Answer::Appended(result) => self.gateway.handle_appended(now, result),
+            Answer::Read { lane, epoch, result } => {
+                self.gateway.handle_read(now, lane, epoch, result);
+            }
+            Answer::Journalled(result) => self.gateway.handle_journalled(now, result),
+        }
+    }
+
+    fn handle_link(&mut self, now: Now, event: Option<link::Event>) {
+        let down = match event {
+            Some(link::Event::Up { subprotocol, .. }) => {
+                return self.gateway.handle_up(now, subprotocol.as_deref());
+            }
+            Some(link::Event::Text(text)) => return self.gateway.handle_text(now, &text),
+            Some(link::Event::Pong(payload)) => return self.gateway.handle_pong(now, &payload),
+            Some(link::Event::Binary { .. } | link::Event::Heard) => {
+                return self.gateway.handle_other(now);
+            }
+            Some(link::Event::Down(down)) => down,
+            None => link::Down::Cut("the link's task ended".into()),
+        };
+        self.state.link = None;
+        let ended = match down {
+            link::Down::Dial { step, error } => Ended::Dial(format!("{step}: {error}")),
+            link::Down::Refused { status, retry_after } => Ended::Http { status, retry_after },
+            link::Down::Closed { code, reason } => Ended::Closed { code, reason },
+            link::Down::Cut(error) => Ended::Cut(error),
+        };
+        self.gateway.handle_ended(now, &ended);
+    }
+
+    fn handle_notice(&mut self, now: Now, notice: Notice) {
+        match notice {
+            Notice::Exhausted(_) => self.gateway.handle_exhausted(now),
+            Notice::Birth { device } => {
+                // Only the listener has devices that come and go.
+                let listener = self.sources.iter().position(|source| source.name == "listener");
+                let source = SourceId(listener.unwrap_or(0) as u8);
+                self.gateway.handle_birth(now, &device, source);
+            }
+            Notice::Death { device, reason } => self.gateway.handle_death(now, &device, reason),
+            Notice::Refused { device, reason, receipt } => {
+                self.gateway.handle_refused(now, device.as_deref(), reason, receipt);
+            }
+            Notice::Delivered { token } => {
+                self.state.tried.remove(&token);
+                self.gateway.handle_delivered(now, token);
+            }
+            Notice::Undelivered { token } => self.try_next_source(now, token),
+            Notice::Interrupted { token } => {
+                self.state.tried.remove(&token);
+                self.gateway.handle_interrupted(now, token);
+            }
+            Notice::State { source, up, detail } => {
+                let name = self.sources.get(usize::from(source.0)).map_or("?", |s| s.name);
+                tracing::info!(source = name, up, detail, "source");
+                self.state.source_states.insert(source, (up, detail));
+            }
+        }
+    }
+
+    /// A command is offered to the source that last heard the device, then to those behind it, one after another.
+    fn try_next_source(&mut self, now: Now, token: u64) {
+        let Some((delivery, first)) = self.state.tried.remove(&token) else { return };
+        let here = usize::from(first.0);
+        let next = here + 1;
+        if next < self.sources.len() {
+            let source = SourceId(next as u8);
+            self.deliver(source, delivery);
+        } else {
+            self.gateway.handle_undelivered(now, token);
+        }
+    }
+
+    fn deliver(&mut self, source: SourceId, delivery: source::Delivery) {
+        let token = delivery.token;
+        self.state.tried.insert(token, (delivery.clone(), source));
+        let sent = self.sources.get(usize::from(source.0)).is_some_and(|source| {
+            source.requests.send(source::Request::Deliver(delivery)).is_ok()
+        });
+        if !sent {
+            self.state.tried.remove(&token);
+            self.gateway.handle_undelivered(now(), token);
+        }
+    }
+
+    fn handle_question(&mut self, now: Now, ask: Ask, reply: oneshot::Sender<Result<Value, String>>) {
+        match ask {
+            Ask::Status {} => {
+                // Whoever asked may have gone.
+                reply.send(Ok(self.status(now))).ok();
+            }
+            Ask::Send { device, topic, payload } => {
+                let filled = |template: &Template| {
+                    template.fill("{device}", |name| (name == "device").then_some(device.as_str()))
+                };
+                let topic = match (topic, self.send_topic.as_ref().map(filled)) {
+                    (Some(topic), _) | (None, Some(Ok(topic))) => topic,
+                    _ => {
+                        let why = "the first [[telemetry]] topic can't be filled in; give --topic";
+                        reply.send(Err(why.into())).ok();
+                        return;
+                    }
+                };
+                let matches = |filter: &String| crate::topic::filter_matches(filter, &topic);
+                if !crate::topic::is_valid_name(&topic) || !self.gateway.interests().iter().any(matches) {
+                    reply.send(Err(format!("no [[telemetry]] topic matches {topic:?}"))).ok();
+                    return;
+                }
+                let number = self.state.next_send;
+                self.state.next_send += 1;
+                self.state.sends.insert(number, reply);
+                let receipt = Some(Receipt { source: CONTROL, connection: 0, number });
+                let (payload, retained) = (payload.into(), false);
+                let publish = Publish { topic, payload, retained, source: CONTROL, receipt };
+                self.gateway.handle_publish(now, publish);
+            }
+        }
+    }
+
+    fn status(&self, now: Now) -> Value {
+        let mut status = serde_json::to_value(self.gateway.snapshot(now)).expect("plain data");
+        let sources = self.sources.iter().enumerate().map(|(index, source)| {
+            let state = self.state.source_states.get(&SourceId(index as u8));
+            let (up, detail) = state.map_or((false, "starting"), |(up, detail)| (*up, detail));
+            json!({ "name": source.name, "up": up, "detail": detail })
+        });
+        status["version"] = env!("CARGO_PKG_VERSION").into();
+        status["uplink"]["url"] = self.url.clone().into();
+        status["sources"] = sources.collect();
+        let wear = &self.disk.wear;
+        status["spool"] = json!({
+            "bytes": wear.spool_bytes.load(Relaxed),
+            "written_bytes": wear.written_bytes.load(Relaxed),
+            "syncs": wear.syncs.load(Relaxed),
+        });
+        status
+    }
+
+    fn note_progress(&mut self, now: Now) {
+        let Some(link) = &self.state.link else { return };
+        let sent = link.counters.sent.load(Relaxed);
+        if sent != self.state.sent_bytes {
+            self.state.sent_bytes = sent;
+            self.gateway.handle_progress(now);
+        }
+    }
+
+    /// Carries out what the core wants. Says whether more could be sent than the link has room for.
+    fn drain(&mut self) -> bool {
+        loop {
+            while let Some(output) = self.gateway.poll_output() {
+                self.carry_out(output);
+            }
+            let Some(link) = &self.state.link else { return false };
+            let room = match link.requests.try_reserve() {
+                Ok(room) => room,
+                Err(mpsc::error::TrySendError::Full(())) => return true,
+                // Its last event says why, and comes next.
+                Err(mpsc::error::TrySendError::Closed(())) => return false,
+            };
+            match self.gateway.poll_transmit(now()) {
+                Some(Transmit::Text(text)) => room.send(link::Request::Text(text)),
+                Some(Transmit::Ping(payload)) => room.send(link::Request::Ping(payload)),
+                Some(Transmit::Close { code, reason }) => {
+                    room.send(link::Request::Close { code, reason });
+                }
+                None => {
+                    drop(room);
+                    // Sending may have asked for more to be read.
+                    match self.gateway.poll_output() {
+                        Some(output) => self.carry_out(output),
+                        None => return false,
+                    }
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            // The thread ends only after this loop.
+            Output::Disk(request) => drop(self.disk.jobs.send(Job::Request(request))),
+            Output::Safe(receipt) if receipt.source == CONTROL => {
+                if let Some(reply) = self.state.sends.remove(&receipt.number) {
+                    reply.send(Ok("safe".into())).ok();
+                }
+            }
+            Output::Safe(receipt) => {
+                if let Some(source) = self.sources.get(usize::from(receipt.source.0)) {
+                    source.requests.send(source::Request::Safe(receipt)).ok();
+                }
+            }
+            Output::Deliver { token, source, topic, payload } => {
+                let first = source.filter(|source| usize::from(source.0) < self.sources.len());
+                let delivery = source::Delivery { token, topic, payload };
+                self.deliver(first.unwrap_or(SourceId(0)), delivery);
+            }
+            Output::Dial { managed } => match (self.dialer)(managed) {
+                Ok(target) => {
+                    self.state.sent_bytes = 0;
+                    self.state.link = Some(link::open(target));
+                }
+                Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
+            },
+            Output::Hangup => self.state.link = None,
+            Output::RememberManaged => {
+                if let Some(url) = &self.url {
+                    self.disk.jobs.send(Job::RememberManaged(url.clone())).ok();
+                }
+            }
+        }
+    }
+
+    /// Tells the service manager, when it changes, how things stand.
+    fn tell(&mut self) {
+        let up = self.state.link.is_some() && self.gateway.is_live();
+        let told = if up { "connected to the hub" } else { "offline; records are kept on disk" };
+        if self.state.told != told {
+            notify::status(told);
+            self.state.told = told.into();
+        }
+    }
+
+    /// Nothing more is taken in; what was taken is made safe and acknowledged; the link is closed.
+    async fn stop(mut self) {
+        self.gateway.handle_stop(now());
+        self.go_on_until(STOP_SAFE, Gateway::is_settled).await;
+        if !self.gateway.is_settled() {
+            tracing::error!("stopping with records that are not safe; they stay unacknowledged");
+        }
+        self.drain();
+        for source in &self.sources {
+            source.requests.send(source::Request::Stop).ok();
+        }
+        self.go_on_until(STOP_ACKS, Gateway::is_drained).await;
+        self.gateway.handle_last_close(now());
+        self.go_on_until(STOP_ACKS, Gateway::is_closed).await;
+        let Self { sources, disk, .. } = self;
+        for source in sources {
+            let name = source.name;
+            if timeout(STOP_ACKS, source.task).await.is_err() {
+                tracing::warn!(source = name, "the source did not end in time");
+            }
+        }
+        disk.stop();
+        tracing::info!("stopped");
+    }
+
+    async fn go_on_until(&mut self, patience: Duration, done: fn(&Gateway) -> bool) {
+        let end = Instant::now() + patience;
+        loop {
+            let waits_for_room = self.drain();
+            if done(&self.gateway) || Instant::now() >= end {
+                return;
+            }
+            let deadline = self.gateway.poll_timeout().map_or(end, |at| at.min(end));
+            let link = &mut self.state.link;
+            let requests =
+                link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
+            let event = tokio::select! {
+                biased;
+                Some(answer) = self.disk.answers.recv() => Event::Disk(answer),
+                event = next_of(link), if link.is_some() => Event::Link(event),
+                () = room(requests), if waits_for_room => Event::Room,
+                Some(notice) = self.notices.recv() => Event::Notice(notice),
+                () = until(Some(deadline)) => Event::Timeout,
+            };
+            self.handle(event);
+        }
+    }
+}
+
+/// The source of `fieldgate send`.
+const CONTROL: SourceId = SourceId(u8::MAX);
+
+/// The time, from the machine's clocks.
+pub(super) fn now() -> Now {
+    let unix_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let wall = Timestamp { unix_ms, synced: unix_ms >= EARLIEST_MS };
+    Now { instant: Instant::now(), wall }
+}
+
+async fn next_of(link: &mut Option<Link>) -> Option<link::Event> {
+    match link {
+        Some(link) => link.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn room(requests: Option<mpsc::Sender<link::Request>>) {
+    match requests {
+        // A closed queue counts as room: the link's last event comes next.
+        Some(requests) => drop(requests.reserve().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

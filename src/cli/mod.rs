@@ -1,0 +1,141 @@
+//! The command line: what was typed, once, into one call each.
+
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod disk;
+mod driver;
+mod run;
+mod send;
+mod status;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{config::Config, ops::log};
+
+/// The configuration is wrong (sysexits.h, EX_CONFIG): systemd does not restart on it.
+const EXIT_CONFIG_CODE: u8 = 78;
+const EXIT_CONFIG: ExitCode = exit_config();
+
+/// Wrong usage.
+const EXIT_USAGE_CODE: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "fieldgate",
+    version,
+    about = "A field gateway: local MQTT telemetry, kept safe on disk, delivered over one secure WebSocket"
+)]
+struct Arguments {
+    /// What to log: error, warn, info, debug, trace, or TARGET=LEVEL,… [default: info]
+    #[arg(long, global = true, env = "FIELDGATE_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(
+        long,
+        env = "FIELDGATE_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/fieldgate/fieldgate.toml"
+    )]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Run(ConfigFile),
+    /// Read the configuration and explain it; touches nothing
+    Check(ConfigFile),
+    /// Show how a running gateway stands
+    Status {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Again every second, until interrupted
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Hand a record to a running gateway, as if a device had published it
+    Send {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The device it is from
+        #[arg(long)]
+        device: String,
+        /// The topic [default: the first [[telemetry]] topic, filled in]
+        #[arg(long)]
+        topic: Option<String>,
+        /// The payload, usually JSON; - reads standard input
+        payload: String,
+    },
+    /// Show both sides at work on this machine: hub, gateway, three devices, a cut link, a command
+    #[cfg(feature = "demo")]
+    Demo {
+        /// End by itself after so long, with exit code 0 if the account balances (such as 30s)
+        #[arg(long, value_name = "DURATION")]
+        r#for: Option<String>,
+    },
+    /// The hub, for the demo, which has only its own executable
+    #[cfg(feature = "demo")]
+    #[command(hide = true, disable_help_flag = true)]
+    Hub {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Runs the command line `arguments`, the program's name first.
+pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; where the terminal went away nobody is left to tell.
+            error.print().ok();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE_CODE) } else { ExitCode::SUCCESS };
+        }
+    };
+    #[cfg(feature = "demo")]
+    if let Command::Hub { arguments } = arguments.command {
+        return crate::hub::cli::main_from(
+            std::iter::once("fieldgate-hub".into()).chain(arguments),
+        );
+    }
+    if let Err(error) = log::start(arguments.log.as_deref()) {
+        eprintln!("--log: {error}");
+        return ExitCode::from(EXIT_USAGE_CODE);
+    }
+    match arguments.command {
+        Command::Run(file) => run::run(&file.config),
+        Command::Check(file) => check::check(&file.config),
+        Command::Status { file, json, watch } => {
+            with_config(&file.config, |config| status::status(config, json, watch))
+        }
+        Command::Send { file, device, topic, payload } => {
+            with_config(&file.config, |config| send::send(config, device, topic, payload))
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo { r#for } => demo::demo(r#for.as_deref()),
+        #[cfg(feature = "demo")]
+        Command::Hub { .. } => unreachable!("handled above, before the log is started"),
+    }
+}
+
+fn with_config(file: &std::path::Path, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => command(&config),
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_CONFIG
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! `fieldgate run`: puts the parts together and hands them to the driver.
+
+use std::{path::Path, process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use super::{
+    disk::{self, Found},
+    driver::{self, Driver, Source, State},
+};
+use crate::{
+    config::{self, Config},
+    gateway::{CommandRules, Gateway, Mode, Settings, TelemetryRule, UplinkSettings},
+    identity::{self, Token},
+    link,
+    ops::control,
+    protocol::{DEFAULT_MESSAGE_BYTES, Epoch, StreamName, SUBPROTOCOL_JSON},
+    record::SourceId,
+    source::{NOTICE_QUEUE, PUBLISH_QUEUE, Sink, listener, mqtt},
+    spool::Limits,
+};
+
+/// How much memory records may take.
+const MEMORY_BYTES: usize = 8 << 20;
+
+/// How many commands may be under way.
+const INFLIGHT_COMMANDS: usize = 32;
+
+/// A segment is a sixty-fourth of the spool, but of a size that suits a card.
+const SEGMENTS: u64 = 64;
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
+
+/// Runs the gateway until it is told to stop.
+pub(super) fn run(file: &Path) -> ExitCode {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return super::EXIT_CONFIG;
+        }
+    };
+    let parts = match prepare(&config) {
+        Ok(parts) => parts,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return super::EXIT_CONFIG;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the event loop can't be made");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(start(config, parts)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What has to be right before anything starts: a fault here is one of the configuration.
+struct Parts {
+    id: String,
+    uplink_tls: Option<Arc<rustls::ClientConfig>>,
+    mqtt_tls: Option<Arc<rustls::ClientConfig>>,
+    listener_tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+fn prepare(config: &Config) -> anyhow::Result<Parts> {
+    let uplink = config.uplink.as_ref();
+    let client_cert = uplink.and_then(|uplink| uplink.client_cert.as_ref());
+    let uplink_tls = uplink
+        .filter(|uplink| uplink.url.tls)
+        .map(|uplink| {
+            let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
+            identity::client_tls(uplink.ca_file.as_deref(), pair)
+        })
+        .transpose()
+        .context("uplink")?;
+    if let Some(file) = uplink.and_then(|uplink| uplink.token_file.as_ref()) {
+        // Read again at each attempt, so that a new token needs no restart; looked at now, so that a fault shows now.
+        Token::from_file(file).context("uplink.token_file")?;
+    }
+    let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
+        .map(|mqtt| {
+            let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
+            identity::client_tls(mqtt.ca_file.as_deref(), pair)
+        })
+        .transpose()
+        .context("mqtt")?;
+    let listener_tls = (config.listener.as_ref().and_then(|listener| listener.tls.as_ref()))
+        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file))
+        .transpose()
+        .context("listener")?;
+    let id = match &config.gateway.id {
+        Some(id) => id.clone(),
+        None => identity::gateway_id(client_cert.map(|(cert, _)| &**cert)).context("gateway.id")?,
+    };
+    Ok(Parts { id, uplink_tls, mqtt_tls, listener_tls })
+}
+
+async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
+    let [epoch, seed] = random()?;
+    let epoch = Epoch(epoch);
+    let spool_dir = config.gateway.state_dir.join("spool");
+    let mut names = vec!["events"];
+    names.extend(config.spool.lanes.iter().map(StreamName::as_str));
+    let segment_bytes =
+        (config.spool.max_bytes / SEGMENTS).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+    let limits = Limits { max_bytes: config.spool.max_bytes, segment_bytes };
+    let (disk, found) = disk::start(&spool_dir, &names, limits, epoch)
+        .with_context(|| format!("the spool in {} can't be used", spool_dir.display()))?;
+    report(&found);
+
+    let settings = settings(&config, &parts, &found, epoch, seed)?;
+    let gateway = Gateway::new(driver::now(), settings, &found.held, found.journal);
+    let interests = gateway.interests();
+    let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
+    let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
+    let (notice_sender, notices) = mpsc::channel(NOTICE_QUEUE);
+    let sink = |source: usize| Sink {
+        source: SourceId(source as u8),
+        publishes: publish_sender.clone(),
+        notices: notice_sender.clone(),
+    };
+    let mut sources = Vec::new();
+    if let Some(listener) = &config.listener {
+        let sink = sink(sources.len());
+        let running =
+            listener::start(listener, interests.clone(), parts.listener_tls, sink).await?;
+        sources.push(Source { name: "listener", requests: running.requests, task: running.task });
+    }
+    if let Some(mqtt) = &config.mqtt {
+        let state_file = config.gateway.state_dir.join("mqtt-filters");
+        let sink = sink(sources.len());
+        let running = mqtt::start(mqtt, &parts.id, interests, parts.mqtt_tls, state_file, sink)?;
+        sources.push(Source { name: "mqtt", requests: running.requests, task: running.task });
+    }
+    let url = config.uplink.as_ref().map(|uplink| uplink.url.to_string());
+    tracing::info!(
+        gateway = parts.id,
+        url = url.as_deref().unwrap_or("none: records are kept until [uplink] url is set"),
+        "fieldgate {} runs", env!("CARGO_PKG_VERSION")
+    );
+    let driver = Driver {
+        gateway,
+        disk,
+        publishes,
+        notices,
+        questions,
+        sources,
+        dialer: dialer(config.uplink, parts.uplink_tls),
+        url,
+        send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
+        state: State::default(),
+    };
+    driver.run().await.context("signals")
+}
+
+fn report(found: &Found) {
+    for damage in &found.report.damage {
+        tracing::error!(damage, "the spool is damaged; what is lost goes to the hub as a skip");
+    }
+    if found.report.torn_bytes > 0 {
+        let bytes = found.report.torn_bytes;
+        tracing::info!(bytes, "an unfinished write was cut off the spool; it was never acknowledged");
+    }
+    let records: u64 = found.held.iter().map(|held| held.next - held.acked - 1).sum();
+    if records > 0 {
+        tracing::info!(records, "the spool holds records of an earlier run");
+    }
+}
+
+fn settings(
+    config: &Config,
+    parts: &Parts,
+    found: &Found,
+    epoch: Epoch,
+    seed: u64,
+) -> anyhow::Result<Settings> {
+    let streams = (found.streams.iter())
+        .map(|name| StreamName::try_from(name.clone()).map_err(anyhow::Error::msg))
+        .collect::<anyhow::Result<Vec<_>>>()
+        .context("a stream in the spool")?;
+    let lane_of = |lane: &StreamName| {
+        streams.iter().position(|stream| stream == lane).expect("the spool opened every lane")
+    };
+    let telemetry = config.telemetry.iter().map(|rule| TelemetryRule {
+        topic: rule.topic.clone(),
+        lane: lane_of(&rule.lane),
+        device: rule.device.clone(),
+    });
+    let commands = CommandRules {
+        topic: config.commands.topic.clone(),
+        reply: config.commands.reply.clone(),
+        allow: (config.commands.allow.iter())
+            .map(|allow| (allow.device.clone(), allow.command.clone()))
+            .collect(),
+        inflight: INFLIGHT_COMMANDS,
+    };
+    let uplink = config.uplink.as_ref().map(|uplink| UplinkSettings {
+        mode: match uplink.protocol {
+            config::Mode::Managed => Mode::Managed,
+            config::Mode::Plain => Mode::Plain,
+            config::Mode::Auto => Mode::Auto,
+        },
+        proven_managed: found.managed_url.as_deref() == Some(&uplink.url.to_string()),
+        ping_interval: uplink.ping_interval,
+        ping_timeout: uplink.ping_timeout,
+        ack_timeout: uplink.ack_timeout,
+        backoff: uplink.backoff,
+        plain_commands: uplink.plain_commands,
+    });
+    Ok(Settings {
+        id: parts.id.clone(),
+        agent: format!("fieldgate/{}", env!("CARGO_PKG_VERSION")),
+        boot_id: identity::boot_id().unwrap_or_default(),
+        telemetry: telemetry.collect(),
+        streams,
+        commands,
+        uplink,
+        disk_first: config.spool.durability == config::Durability::Disk,
+        write_after: config.spool.write_after,
+        max_record_bytes: config.spool.max_record_bytes,
+        memory_bytes: MEMORY_BYTES,
+        epoch,
+        seed,
+    })
+}
+
+fn dialer(
+    uplink: Option<config::Uplink>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+) -> driver::Dialer {
+    Box::new(move |managed| {
+        let uplink = uplink.as_ref().ok_or("there is no [uplink] url")?;
+        let bearer = uplink.token_file.as_deref().map(Token::from_file).transpose();
+        Ok(link::Target {
+            url: uplink.url.clone(),
+            subprotocols: if managed { vec![SUBPROTOCOL_JSON.into()] } else { Vec::new() },
+            bearer: bearer.map_err(|error| error.to_string())?,
+            tls: tls.clone(),
+            ca_file: uplink.ca_file.clone(),
+            connect_timeout: uplink.connect_timeout,
+            max_message_bytes: DEFAULT_MESSAGE_BYTES,
+        })
+    })
+}
+
+/// Two numbers that no other start has.
+fn random() -> anyhow::Result<[u64; 2]> {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the kernel gives no random numbers"))?;
+    let half = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    Ok([half(0), half(8)])
+}
