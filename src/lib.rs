@@ -19,11 +19,15 @@
 //! The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file, no socket, no clock and no
 //! random source of their own.
 
+#[cfg(feature = "gateway")]
+pub mod cli;
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
 #[cfg(feature = "gateway")]
 pub mod link;
+#[cfg(feature = "gateway")]
+pub mod ops;
 pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]

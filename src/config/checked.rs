@@ -348,7 +348,9 @@ fn telemetry_lane() -> StreamName {
 
 fn not_empty(text: &str, most_bytes: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > most_bytes || text.chars().any(char::is_control) {
-        Err(format!("write 1 to {most_bytes} bytes, without control characters"))
+        Err(format!(
+            "it is empty, too long or has control characters; write 1 to {most_bytes} bytes of text"
+        ))
     } else {
         Ok(text.to_owned())
     }
