@@ -19,6 +19,8 @@
 //! The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file, no socket, no clock and no
 //! random source of their own.
 
+#[cfg(feature = "gateway")]
+pub mod cli;
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
@@ -26,6 +28,8 @@ pub mod config;
 pub mod gateway;
 #[cfg(feature = "gateway")]
 pub mod link;
+#[cfg(feature = "gateway")]
+pub mod ops;
 pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]

@@ -3,9 +3,37 @@
 //! Every path in it is absolute, every default filled in. Loading reads the file and the environment and nothing else;
 //! whether a certificate can be read or a host be reached is asked later, by those who need it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod checked;
+mod environment;
+mod error;
+mod nearest;
+mod raw;
+mod reader;
+mod values;
 
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use error::ConfigError;
+pub use values::{show_duration, show_size};
+
+use self::{
+    environment::Environment,
+    error::{Fault, Origin},
+    raw::Raw,
+    reader::Places,
+};
 use crate::{protocol::StreamName, topic::Template};
+
+/// The largest file that is read, in bytes; a larger one is not a configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Everything that `fieldgate run` needs to know.
 #[derive(Debug, Clone)]
@@ -26,6 +54,76 @@ pub struct Config {
     pub telemetry: Vec<Telemetry>,
     /// `[commands]`
     pub commands: Commands,
+    /// What is right but should be known, each a sentence with its key: for the log at the start and for `check`.
+    pub notes: Vec<String>,
+}
+
+impl Config {
+    /// Reads the file and the environment.
+    ///
+    /// # Errors
+    /// All faults that were found, with their lines.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let fault = |origin, text: String| {
+            ConfigError::new(path, vec![Fault { origin, key: String::new(), text }])
+        };
+        let text = read_file(path).map_err(|text| fault(Origin::File, text))?;
+        let mut variables = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => variables.push((name, value)),
+                Err(_) if environment::is_key(&name) => {
+                    let text = "its value is not UTF-8; write it so";
+                    return Err(fault(Origin::Variable(name), text.into()));
+                }
+                Err(_) => {}
+            }
+        }
+        Self::from_text(&text, path, variables.into_iter())
+    }
+
+    /// Checks a file's text, with `env` as the environment. `file` says what relative paths are relative to, and
+    /// stands in errors as it is given.
+    ///
+    /// # Errors
+    /// All faults that were found, with their lines.
+    pub fn from_text(
+        text: &str,
+        file: &Path,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
+        let folder = absolute.parent().unwrap_or(Path::new("/")).into();
+        let places = Places { folder, environment: Environment::read(env) };
+        let mut faults = Vec::new();
+        let mut raw =
+            Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;
+        places.environment.apply(&mut raw, &mut faults);
+        let config = checked::config(absolute, &raw, &places, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(file, faults)) }
+    }
+}
+
+/// The file's text, or why there is none.
+fn read_file(path: &Path) -> Result<String, String> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "there is no such file; write one (configs/minimal.toml is the least that works) or \
+             name another with --config"
+                .into()
+        }
+        _ => format!("it can't be read: {error}; see its owner and mode"),
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_FILE_BYTES + 1), &mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err("it is larger than 1MiB, which no configuration is; name another".into());
+    }
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text; save it so".into())
 }
 
 /// `[gateway]`
@@ -64,8 +162,8 @@ pub struct Uplink {
     pub plain_commands: bool,
 }
 
-/// A WebSocket URL, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A WebSocket URL, taken apart. It prints without its query, in which some servers want a secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct HubUrl {
     /// `wss` rather than `ws`.
     pub tls: bool,
@@ -75,6 +173,24 @@ pub struct HubUrl {
     pub port: u16,
     /// Path and query, at least `/`.
     pub path: String,
+}
+
+impl fmt::Display for HubUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "wss" } else { "ws" };
+        let path = self.path.split('?').next().unwrap_or("/");
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}{path}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}{path}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Debug for HubUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Which mode of PROTOCOL.md section 1.
@@ -190,4 +306,38 @@ pub struct Allow {
     pub device: String,
     /// Matches the command's name.
     pub command: String,
+}
+
+impl Allow {
+    /// Reads `device/command`. The command is what follows the last `/`, for a device's name may hold some.
+    ///
+    /// # Errors
+    /// Says what is wrong and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('/') {
+            Some((device, command)) if !device.is_empty() && !command.is_empty() => {
+                Ok(Self { device: device.into(), command: command.into() })
+            }
+            _ => Err(format!("{text:?} is not device/command; write one such as \"*/identify\"")),
+        }
+    }
+
+    /// Whether this pattern lets `command` be sent to `device`.
+    pub fn permits(&self, device: &str, command: &str) -> bool {
+        matches_pattern(&self.device, device) && matches_pattern(&self.command, command)
+    }
+}
+
+/// Whether `text` is what `pattern` says, `*` standing for any run of characters, also an empty one. Takes at most
+/// the product of both lengths in steps.
+fn matches_pattern(pattern: &str, text: &str) -> bool {
+    let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(head) else { return false };
+    // Taking the first place where a part fits leaves the most for those that follow.
+    while let Some((part, after)) = rest.split_once('*') {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+        rest = after;
+    }
+    text.ends_with(rest)
 }

@@ -1,0 +1,357 @@
+//! From what was written to what is meant: each table becomes its part of the [`Config`], with its defaults, or says
+//! why it can't.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{
+    Allow, Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mode, Mqtt, Spool,
+    Telemetry, Uplink,
+    error::{Fault, Origin},
+    raw::{Raw, not_available},
+    reader::{Places, Reader},
+    values::{address, broker_url, hub_url, is_loopback},
+};
+use crate::{protocol::StreamName, record::is_device_name, topic::Template};
+
+const MAX_LANES: usize = 16;
+const MAX_ALLOWED: usize = 1_000;
+const MAX_ID_BYTES: usize = 128;
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+const MIN_SPOOL_BYTES: u64 = 8 << 20;
+const MAX_SPOOL_BYTES: u64 = 1 << 50;
+const MS_10: Duration = Duration::from_millis(10);
+const MS_100: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Makes a [`Config`]; of use only when no fault was added.
+pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec<Fault>) -> Config {
+    let mut notes = Vec::new();
+    let gateway = gateway(&mut Reader::of(raw, "gateway", places, faults), places);
+    let uplink = uplink(&mut Reader::of(raw, "uplink", places, faults));
+    let spool = spool(&mut Reader::of(raw, "spool", places, faults), &mut notes);
+    let mqtt = match raw.all("mqtt") {
+        [] => None,
+        _ => mqtt(&mut Reader::of(raw, "mqtt", places, faults), &mut notes),
+    };
+    let listener = match raw.all("listener") {
+        [] => None,
+        _ => listener(&mut Reader::of(raw, "listener", places, faults)),
+    };
+    let telemetry = telemetry(raw, places, faults, &spool.lanes);
+    let commands = commands(&mut Reader::of(raw, "commands", places, faults));
+    // A fault elsewhere may well be the reason why there is none.
+    if mqtt.is_none() && listener.is_none() && faults.is_empty() {
+        let text = "no device can reach this gateway; add [listener] so that devices connect to \
+                    it, or [mqtt] with the url of a broker";
+        faults.push(Fault { origin: Origin::File, key: String::new(), text: text.into() });
+    }
+    Config { file, gateway, uplink, spool, mqtt, listener, telemetry, commands, notes }
+}
+
+fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
+    let id = reader.parsed("id", |id| {
+        let fits = (1..=MAX_ID_BYTES).contains(&id.len())
+            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));
+        if fits {
+            Ok(id.to_owned())
+        } else {
+            Err(format!(
+                "{id:?} is not a gateway id; write 1 to {MAX_ID_BYTES} of A-Z a-z 0-9 - _ . :"
+            ))
+        }
+    });
+    let given = places.environment.state_directory.clone();
+    let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
+    Gateway { id, state_dir: reader.path("state_dir").unwrap_or_else(default) }
+}
+
+fn uplink(reader: &mut Reader<'_>) -> Option<Uplink> {
+    let url = hub(reader);
+    let modes = [("managed", Mode::Managed), ("plain", Mode::Plain), ("auto", Mode::Auto)];
+    let protocol = reader.one_of("protocol", Mode::Auto, &modes);
+    if url.as_ref().is_some_and(|url| !url.tls) {
+        for key in ["ca_file", "client_cert_file", "client_key_file"] {
+            if reader.has(key) {
+                reader.fault(key, "a ws:// URL has no TLS; use wss:// or remove this key");
+            }
+        }
+    }
+    let backoff_min = reader.duration("backoff_min", SECOND / 2, MS_10..=HOUR);
+    let backoff_max = reader.duration("backoff_max", 60 * SECOND, MS_10..=24 * HOUR);
+    if backoff_max < backoff_min {
+        reader.fault("backoff_max", "it is shorter than backoff_min; write a longer one");
+    }
+    // The keys are checked without a url as well: a stand-in lets them be.
+    let stand_in = HubUrl { tls: true, host: String::new(), port: 443, path: "/".into() };
+    let uplink = Uplink {
+        url: url.clone().unwrap_or(stand_in),
+        protocol,
+        ca_file: reader.path("ca_file"),
+        client_cert: reader.paths("client_cert_file", "client_key_file"),
+        token_file: reader.path("token_file"),
+        ping_interval: reader.duration("ping_interval", 25 * SECOND, MS_100..=HOUR),
+        ping_timeout: reader.duration("ping_timeout", 10 * SECOND, MS_100..=HOUR),
+        ack_timeout: reader.duration("ack_timeout", 10 * SECOND, MS_100..=HOUR),
+        connect_timeout: reader.duration("connect_timeout", 10 * SECOND, MS_100..=HOUR),
+        backoff: (backoff_min, backoff_max),
+        plain_commands: reader.switch("plain_commands", false),
+    };
+    url.map(|_| uplink)
+}
+
+fn hub(reader: &mut Reader<'_>) -> Option<HubUrl> {
+    if !reader.is_list("url") {
+        return reader.parsed("url", hub_url);
+    }
+    let urls = reader.texts("url", MAX_LANES)?;
+    match urls.as_slice() {
+        [(origin, url)] => {
+            hub_url(url).map_err(|text| reader.fault_at(origin.clone(), "url", text)).ok()
+        }
+        [] => {
+            reader.fault("url", "the list is empty; write one URL");
+            None
+        }
+        _ => {
+            let what = not_available("uplink.url");
+            reader.fault("url", what.unwrap_or_default());
+            None
+        }
+    }
+}
+
+fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {
+    let when = [("hub_or_disk", Durability::HubOrDisk), ("disk", Durability::Disk)];
+    let live_first = not_available("spool.order").unwrap_or_default();
+    reader.parsed("order", |order| match order {
+        "oldest-first" => Ok(()),
+        "live-first" => Err(live_first),
+        _ => Err(format!("{order:?} is not known; write \"oldest-first\"")),
+    });
+    let max_bytes = reader.size("max_bytes", 512 << 20, MIN_SPOOL_BYTES..=MAX_SPOOL_BYTES);
+    let max_record_bytes = reader.size("max_record_bytes", 128 << 10, 1..=MAX_RECORD_BYTES);
+    // Else one record could evict everything else.
+    if max_record_bytes > max_bytes / 4 {
+        reader.fault("max_record_bytes", "it is more than a quarter of max_bytes; write less");
+    }
+    Spool {
+        durability: reader.one_of("durability", Durability::HubOrDisk, &when),
+        write_after: reader.duration("write_after", SECOND, Duration::from_millis(1)..=HOUR),
+        max_bytes,
+        max_record_bytes: usize::try_from(max_record_bytes).unwrap_or(usize::MAX),
+        lanes: lanes(reader, notes),
+    }
+}
+
+fn lanes(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Vec<StreamName> {
+    let mut lanes: Vec<StreamName> = Vec::new();
+    for (origin, name) in reader.texts("lanes", MAX_LANES).unwrap_or_default() {
+        match lane(&name) {
+            Ok(lane) if lanes.contains(&lane) => {
+                reader.fault_at(origin, "lanes", format!("{name:?} comes twice; remove one"));
+            }
+            Ok(lane) if lane == StreamName::events() => {
+                let text = "\"events\" is the gateway's own and always goes first; remove it";
+                reader.fault_at(origin, "lanes", text);
+            }
+            Ok(lane) => lanes.push(lane),
+            Err(text) => reader.fault_at(origin, "lanes", text),
+        }
+    }
+    let telemetry = telemetry_lane();
+    if !lanes.contains(&telemetry) {
+        if !lanes.is_empty() {
+            notes.push("spool.lanes: the lane telemetry is always there; it was added last".into());
+        }
+        lanes.push(telemetry);
+    }
+    lanes
+}
+
+fn mqtt(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Option<Mqtt> {
+    if !reader.has("url") {
+        reader.fault("url", "it is missing; write url = \"mqtt://127.0.0.1:1883\"");
+    }
+    let url = reader.parsed("url", broker_url);
+    let (tls, host, port) = url.clone().unwrap_or((true, String::new(), 0));
+    if !tls {
+        for key in ["ca_file", "client_cert_file", "client_key_file"] {
+            if reader.has(key) {
+                reader.fault(key, "an mqtt:// URL has no TLS; use mqtts:// or remove this key");
+            }
+        }
+    }
+    reader.both("username", "password_file");
+    let username = reader.parsed("username", |name| not_empty(name, 65_535));
+    let credentials = username.zip(reader.path("password_file"));
+    if credentials.is_some() && !tls && !is_loopback(&host) {
+        notes.push(format!(
+            "mqtt.url: the password crosses the network to {host} in the clear; use mqtts://"
+        ));
+    }
+    let keep_alive = reader.duration("keep_alive", 30 * SECOND, SECOND..=12 * HOUR);
+    if keep_alive.subsec_millis() != 0 {
+        reader.fault("keep_alive", "MQTT counts it in whole seconds; write it so");
+    }
+    let mqtt = Mqtt {
+        tls,
+        host,
+        port,
+        client_id: reader.parsed("client_id", |id| not_empty(id, 256)),
+        credentials,
+        ca_file: reader.path("ca_file"),
+        client_cert: reader.paths("client_cert_file", "client_key_file"),
+        keep_alive,
+        max_inflight: reader.count("max_inflight", 20, 1..=u16::MAX),
+    };
+    url.map(|_| mqtt)
+}
+
+fn listener(reader: &mut Reader<'_>) -> Option<Listener> {
+    let default = || Some(SocketAddr::from(([127, 0, 0, 1], 1883)));
+    let bind = match reader.has("bind") || reader.has("tls_bind") {
+        true => reader.parsed("bind", |text| match address(text)? {
+            address if address.ip().is_loopback() => Ok(address),
+            address => Err(format!(
+                "devices could connect to {address} without authentication; \
+                 use tls_bind with client_ca_file"
+            )),
+        }),
+        false => default(),
+    };
+    let files = ["cert_file", "key_file", "client_ca_file"];
+    let paths = files.map(|key| reader.path(key));
+    let mut tls_bind = None;
+    if reader.has("tls_bind") {
+        tls_bind = reader.parsed("tls_bind", address);
+        for key in files.into_iter().filter(|key| !reader.has(key)).collect::<Vec<_>>() {
+            reader.fault(
+                "tls_bind",
+                format!("it needs {key}; write cert_file, key_file and client_ca_file"),
+            );
+        }
+    } else {
+        for key in files.into_iter().filter(|key| reader.has(key)).collect::<Vec<_>>() {
+            reader.fault(key, "it is of no use without tls_bind; write both or neither");
+        }
+    }
+    if tls_bind.is_some_and(|tls| tls.port() != 0 && bind == Some(tls)) {
+        reader.fault("tls_bind", "bind has the same address; write another port");
+    }
+    let tls = match (tls_bind, paths) {
+        (Some(bind), [Some(cert_file), Some(key_file), Some(client_ca_file)]) => {
+            Some(ListenerTls { bind, cert_file, key_file, client_ca_file })
+        }
+        _ => None,
+    };
+    Some(Listener {
+        bind,
+        tls,
+        max_clients: reader.count("max_clients", 100, 1..=10_000).into(),
+        max_inflight: reader.count("max_inflight", 100, 1..=u16::MAX).into(),
+    })
+}
+
+fn telemetry(
+    raw: &Raw,
+    places: &Places,
+    faults: &mut Vec<Fault>,
+    lanes: &[StreamName],
+) -> Vec<Telemetry> {
+    let mut all: Vec<Telemetry> = Vec::new();
+    for section in raw.all("telemetry") {
+        let reader = &mut Reader::of_section(section, places, faults);
+        if !reader.has("topic") {
+            reader.fault("topic", "it is missing; write topic = \"devices/{device}/telemetry\"");
+        }
+        let topic = reader.parsed("topic", template);
+        let lane = reader.parsed("lane", |name| {
+            let lane = lane(name)?;
+            if lanes.contains(&lane) {
+                return Ok(lane);
+            }
+            let known: Vec<&str> = lanes.iter().map(StreamName::as_str).collect();
+            Err(format!(
+                "there is no lane {name:?}; add it to spool.lanes or use {}",
+                known.join(", ")
+            ))
+        });
+        let device = reader.parsed("device", |name| match is_device_name(name) {
+            true => Ok(name.to_owned()),
+            false => {
+                Err(format!("{name:?} can't name a device; write 1 to 256 bytes, without + and #"))
+            }
+        });
+        let Some(topic) = topic else { continue };
+        if device.is_some() && topic.names("device") {
+            reader.fault("device", "the topic names the device already; remove one of them");
+        }
+        if all.iter().any(|earlier| earlier.topic.filter() == topic.filter()) {
+            let text = "an earlier [[telemetry]] takes the same topics first; remove one of them";
+            reader.fault("topic", text);
+        }
+        all.push(Telemetry { topic, lane: lane.unwrap_or_else(telemetry_lane), device });
+    }
+    if raw.all("telemetry").is_empty() {
+        let topic = constant_template("devices/{device}/telemetry");
+        all.push(Telemetry { topic, lane: telemetry_lane(), device: None });
+    }
+    all
+}
+
+fn commands(reader: &mut Reader<'_>) -> Commands {
+    let topic = reader.parsed("topic", |text| {
+        let topic = template(text)?;
+        if !topic.names("device") {
+            return Err("a command must reach one device; write {device} into the topic".into());
+        }
+        let known = |name: &str| ["device", "command", "id"].contains(&name).then_some("x");
+        match topic.fill("{device}, {command} and {id}", known) {
+            Ok(_) => Ok(topic),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    let reply = reader.parsed("reply", |text| match template(text)? {
+        reply if reply.names("id") => Ok(reply),
+        _ => Err("a reply is found by the command's id; write {id} into the topic".into()),
+    });
+    let mut allow = Vec::new();
+    for (origin, text) in reader.texts("allow", MAX_ALLOWED).unwrap_or_default() {
+        match Allow::parse(&text) {
+            Ok(pattern) => allow.push(pattern),
+            Err(text) => reader.fault_at(origin, "allow", text),
+        }
+    }
+    Commands {
+        topic: topic.unwrap_or_else(|| constant_template("devices/{device}/commands/{command}")),
+        reply: reply.unwrap_or_else(|| constant_template("devices/{device}/replies/{id}")),
+        allow,
+    }
+}
+
+fn template(text: &str) -> Result<Template, String> {
+    Template::parse(text).map_err(|error| error.to_string())
+}
+
+fn constant_template(text: &'static str) -> Template {
+    Template::parse(text).expect("a topic written in this program is valid")
+}
+
+fn lane(name: &str) -> Result<StreamName, String> {
+    StreamName::try_from(name.to_owned())
+}
+
+fn telemetry_lane() -> StreamName {
+    lane("telemetry").expect("the name is valid")
+}
+
+fn not_empty(text: &str, most_bytes: usize) -> Result<String, String> {
+    if text.is_empty() || text.len() > most_bytes || text.chars().any(char::is_control) {
+        Err(format!(
+            "it is empty, too long or has control characters; write 1 to {most_bytes} bytes of text"
+        ))
+    } else {
+        Ok(text.to_owned())
+    }
+}

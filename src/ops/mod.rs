@@ -1,0 +1,4 @@
+//! Operation: what a person and the service manager see of a running gateway.
+
+pub mod log;
+pub mod notify;
