@@ -23,6 +23,8 @@ pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
 #[cfg(feature = "gateway")]
+pub mod identity;
+#[cfg(feature = "gateway")]
 pub mod link;
 pub mod protocol;
 pub mod record;
