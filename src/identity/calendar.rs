@@ -1,4 +1,5 @@
-//! Dates as people and certificates write them, over Unix seconds. UTC only, the Gregorian calendar only.
+//! Dates as people and certificates write them, over Unix seconds. UTC only, the Gregorian calendar
+//! only.
 
 use std::fmt;
 
@@ -22,8 +23,8 @@ impl Moment {
         Self { unix_seconds: seconds }
     }
 
-    /// Reads the `IMF-fixdate` of RFC 9110, section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`. The obsolete forms are not
-    /// taken: no server sends them.
+    /// Reads the `IMF-fixdate` of RFC 9110, section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`. The
+    /// obsolete forms are not taken: no server sends them.
     pub fn from_http_date(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         if bytes.len() != 29 || !text.is_ascii() || !text.ends_with(" GMT") {

@@ -1,7 +1,9 @@
-//! The few members of a certificate that this program shows or names itself by: subject, and from when to when.
+//! The few members of a certificate that this program shows or names itself by: subject, and from
+//! when to when.
 //!
-//! Reads the outer DER of RFC 5280, section 4.1: a parser for all of X.509 would cost a dozen crates on the board.
-//! It must never decide whether a certificate is trusted: that is rustls's alone.
+//! Reads the outer DER of RFC 5280, section 4.1: a parser for all of X.509 would cost a dozen
+//! crates on the board. It must never decide whether a certificate is trusted: that is rustls's
+//! alone.
 
 use std::path::Path;
 

@@ -11,7 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::IdentityError;
 
-/// The largest credential file: the system's bundle of trust anchors has about 220 KB. A larger one is refused.
+/// The largest credential file: the system's bundle of trust anchors has about 220 KB. A larger one
+/// is refused.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Every certificate of a PEM file, at least one.
@@ -51,7 +52,8 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Identit
 
 /// The content of a file that nobody else can read.
 pub(super) fn secret(file: &Path) -> Result<Vec<u8>, IdentityError> {
-    // The directory that systemd makes for this service alone: root owns it, and its modes show the access list's mask.
+    // The directory that systemd makes for this service alone: root owns it, and its modes show the
+    // access list's mask.
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let of_systemd = directory.is_some_and(|dir| dir.is_absolute() && file.starts_with(dir));
     let guard = if of_systemd { Guard::Systemd } else { Guard::Owner };

@@ -1,7 +1,9 @@
-//! Who this gateway is and whom it believes: keys, certificates, tokens, names, and the clock that dates are checked by.
+//! Who this gateway is and whom it believes: keys, certificates, tokens, names, and the clock that
+//! dates are checked by.
 //!
-//! Everything here comes from files. A file that holds a secret is refused when others can read it, as ssh does it.
-//! A secret never appears in an error, a log or a `Debug`, and nothing here ever turns verification off.
+//! Everything here comes from files. A file that holds a secret is refused when others can read it,
+//! as ssh does it. A secret never appears in an error, a log or a `Debug`, and nothing here ever
+//! turns verification off.
 
 pub mod calendar;
 pub mod certificate;

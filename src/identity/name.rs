@@ -11,13 +11,13 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// The gateway's id when `gateway.id` is not set: the client certificate's common name, else the host name and 6 digits
-/// of the machine id (hashed, as machine-id(5) asks for).
+/// The gateway's id when `gateway.id` is not set: the client certificate's common name, else the
+/// host name and 6 digits of the machine id (hashed, as machine-id(5) asks for).
 ///
 /// # Errors
 ///
-/// The certificate can't be read, or the board has no machine id: a host name alone is not unique, every image
-/// has the same.
+/// The certificate can't be read, or the board has no machine id: a host name alone is not unique,
+/// every image has the same.
 pub fn gateway_id(client_cert: Option<&Path>) -> Result<String, IdentityError> {
     if let Some(file) = client_cert {
         let subject = Certificate::from_file(file)?.common_name;

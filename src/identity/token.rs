@@ -16,7 +16,8 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// The file can't be read, is open to others, or holds something else than the `b64token` of RFC 6750, section 2.1.
+    /// The file can't be read, is open to others, or holds something else than the `b64token` of
+    /// RFC 6750, section 2.1.
     pub fn from_file(file: &Path) -> Result<Self, IdentityError> {
         let bytes = credential::secret(file)?;
         let text = bytes.trim_ascii();

@@ -18,8 +18,9 @@ const KEPT_SESSIONS: usize = 8;
 
 const SYSTEM_STORE: &str = "/etc/ssl/certs";
 
-/// TLS 1.2 and 1.3 towards a server whose chain must end in `ca_file`, or in the system's trust store without one, and
-/// whose name is checked. `client_cert` is the chain and the key to show when asked.
+/// TLS 1.2 and 1.3 towards a server whose chain must end in `ca_file`, or in the system's trust
+/// store without one, and whose name is checked. `client_cert` is the chain and the key to show
+/// when asked.
 ///
 /// # Errors
 ///
@@ -49,7 +50,8 @@ pub fn client_tls(
     Ok(Arc::new(config))
 }
 
-/// TLS 1.2 and 1.3 towards clients, each of which must show a certificate whose chain ends in `client_ca`.
+/// TLS 1.2 and 1.3 towards clients, each of which must show a certificate whose chain ends in
+/// `client_ca`.
 ///
 /// # Errors
 ///
@@ -73,8 +75,8 @@ pub fn server_tls(
     Ok(Arc::new(config))
 }
 
-/// Why the handshake with `server` failed, in words, with the remedy. `ca_file` is what the client trusted; without one
-/// it was the system's store.
+/// Why the handshake with `server` failed, in words, with the remedy. `ca_file` is what the client
+/// trusted; without one it was the system's store.
 pub fn explain(error: &rustls::Error, server: &str, ca_file: Option<&Path>) -> String {
     match error {
         rustls::Error::InvalidCertificate(fault) => explain_certificate(fault, server, ca_file),
@@ -91,7 +93,8 @@ pub fn explain(error: &rustls::Error, server: &str, ca_file: Option<&Path>) -> S
     }
 }
 
-/// The clock that certificates are checked by: this one place, so that a board without one can be helped here.
+/// The clock that certificates are checked by: this one place, so that a board without one can be
+/// helped here.
 #[derive(Debug)]
 struct CertificateClock;
 
@@ -142,7 +145,8 @@ fn chain_and_key(cert: &Path, key: &Path) -> Result<ChainAndKey, IdentityError> 
     let chain = credential::certificates(cert)?;
     let own = Certificate::from_der(&chain[0]).ok_or_else(|| certificate::malformed(cert))?;
     if let Some(remark) = own.remark(Moment::now()) {
-        tracing::warn!(file = %cert.display(), "certificate is {remark}; renew it, or set the clock");
+        let file = cert.display();
+        tracing::warn!(%file, "certificate is {remark}; renew it, or set the clock");
     }
     Ok((chain, credential::private_key(key)?))
 }
@@ -178,8 +182,9 @@ fn explain_certificate(fault: &CertificateError, server: &str, ca_file: Option<&
             ),
         },
         CertificateError::BadSignature => format!(
-            "the certificate of {server} bears the name of a trusted CA but not its signature; \
-             put the CA's present certificate into ca_file"
+            "the certificate of {server} was issued by another CA of the same name as the one in \
+             {}; put the server's CA there",
+            ca_file.unwrap_or(Path::new(SYSTEM_STORE)).display()
         ),
         CertificateError::NotValidForNameContext { presented, .. } => {
             let names: Vec<_> = presented.iter().map(|name| bare_name(name)).collect();
@@ -218,8 +223,8 @@ fn explain_alert(alert: AlertDescription, server: &str) -> String {
         }
         // With TLS 1.2 a server that misses the certificate can say no more than this.
         AlertDescription::HandshakeFailure => format!(
-            "{server} refused the handshake; it may demand a client certificate (client_cert_file), \
-             or share no cipher suite with us"
+            "{server} refused the handshake; it may demand a client certificate \
+             (client_cert_file), or share no cipher suite with us"
         ),
         AlertDescription::UnknownCA
         | AlertDescription::BadCertificate

@@ -1,5 +1,5 @@
-//! From a URL to an open WebSocket: DNS, TCP, TLS, upgrade. Each step has its own deadline, and each
-//! failure names the step, the thing and the remedy.
+//! From a URL to an open WebSocket: DNS, TCP, TLS, upgrade. Each step has its own deadline, and
+//! each failure names the step, the thing and the remedy.
 
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -29,8 +29,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long sent bytes may go unacknowledged by the peer's kernel.
 const UNACKED_LIMIT: Duration = Duration::from_secs(30);
 
-/// Unsent bytes in the kernel above which the socket takes no more: so little that a slow link shows
-/// its progress in [`Counters`] (2 s of 64 kbit/s).
+/// Unsent bytes in the kernel above which the socket takes no more: so little that a slow link
+/// shows its progress in [`Counters`] (2 s of 64 kbit/s).
 const NOT_SENT_LOW_WATER: u32 = 16 * 1024;
 
 /// An open WebSocket whose frames nobody has read yet.
@@ -271,13 +271,17 @@ mod tests {
 
     #[cfg(feature = "hub")]
     mod tls {
+        use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::PathBuf};
+
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
         use rustls::ServerConfig;
-        use std::path::PathBuf;
         use tokio_rustls::TlsAcceptor;
 
         use super::*;
-        use crate::identity::client_tls;
+        use crate::{
+            identity::{client_tls, server_tls},
+            link::Request,
+        };
 
         struct Authority {
             directory: tempfile::TempDir,
@@ -285,11 +289,11 @@ mod tests {
         }
 
         impl Authority {
-            fn new() -> Self {
+            fn new(name: &str) -> Self {
                 let directory = tempfile::tempdir().unwrap();
                 let mut params = CertificateParams::default();
                 params.distinguished_name = rcgen::DistinguishedName::new();
-                params.distinguished_name.push(rcgen::DnType::CommonName, "the CA");
+                params.distinguished_name.push(rcgen::DnType::CommonName, name);
                 params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
                 let key = KeyPair::generate().unwrap();
                 let own = params.self_signed(&key).unwrap();
@@ -299,6 +303,18 @@ mod tests {
 
             fn file(&self) -> PathBuf {
                 self.directory.path().join("ca.pem")
+            }
+
+            /// A certificate and its key, as files.
+            fn issue(&self, params: CertificateParams) -> (PathBuf, PathBuf) {
+                let key = KeyPair::generate().unwrap();
+                let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
+                let cert_file = self.directory.path().join("cert.pem");
+                let key_file = self.directory.path().join("key.pem");
+                std::fs::write(&cert_file, chain).unwrap();
+                std::fs::write(&key_file, key.serialize_pem()).unwrap();
+                std::fs::set_permissions(&key_file, Permissions::from_mode(0o600)).unwrap();
+                (cert_file, key_file)
             }
 
             /// A TLS server that serves one client until it goes.
@@ -346,7 +362,7 @@ mod tests {
 
         #[tokio::test]
         async fn messages_pass_over_tls_by_name_and_by_address() {
-            let authority = Authority::new();
+            let authority = Authority::new("a CA");
             for host in ["127.0.0.1", "localhost"] {
                 let port = authority.serve(named(host)).await;
                 let mut target = authority.target(port);
@@ -354,24 +370,69 @@ mod tests {
                 let mut link = open(target);
                 let up = next(&mut link).await;
                 assert!(matches!(up, Event::Up { subprotocol: None, .. }), "{up:?}");
-                link.requests.send(super::super::super::Request::Text("hi".into())).await.unwrap();
+                link.requests.send(Request::Text("hi".into())).await.unwrap();
                 assert!(matches!(next(&mut link).await, Event::Text(text) if text == "hi"));
             }
         }
 
         #[tokio::test]
         async fn a_certificate_of_another_ca_is_refused_and_the_file_named() {
-            let (ours, theirs) = (Authority::new(), Authority::new());
-            let port = theirs.serve(named("127.0.0.1")).await;
+            let ours = Authority::new("a CA");
+            let file = ours.file().display().to_string();
+            let strange = Authority::new("another CA");
+            let port = strange.serve(named("127.0.0.1")).await;
             let (step, error) = fails(ours.target(port)).await;
             assert_eq!(step, "TLS");
-            // Both CAs bear one name, as after a hub that made its CA anew.
-            assert!(error.contains("127.0.0.1") && error.contains("ca"), "{error}");
+            assert!(error.contains(&format!("is not in {file}")), "{error}");
+            // As after a hub that made its CA anew.
+            let namesake = Authority::new("a CA");
+            let port = namesake.serve(named("127.0.0.1")).await;
+            let (_, error) = fails(ours.target(port)).await;
+            assert!(error.contains("same name") && error.contains(&file), "{error}");
+        }
+
+        #[tokio::test]
+        async fn an_echo_server_flooded_both_ways_over_tls_never_deadlocks() {
+            const MESSAGES: u32 = 500;
+            let authority = Authority::new("a CA");
+            let port = authority.serve(named("127.0.0.1")).await;
+            let mut link = open(authority.target(port));
+            assert!(matches!(next(&mut link).await, Event::Up { .. }));
+            let requests = link.requests.clone();
+            tokio::spawn(async move {
+                for _ in 0..MESSAGES {
+                    requests.send(Request::Text("x".repeat(32 * 1024))).await.unwrap();
+                }
+            });
+            for number in 0..MESSAGES {
+                let event = next(&mut link).await;
+                assert!(matches!(event, Event::Text(_)), "message {number} was due, not {event:?}");
+            }
+        }
+
+        #[tokio::test]
+        async fn a_server_that_demands_a_certificate_is_understood() {
+            let authority = Authority::new("a CA");
+            let (cert, key) = authority.issue(named("127.0.0.1"));
+            let server = server_tls(&cert, &key, &authority.file()).unwrap();
+            let (listener, port) = bound().await;
+            tokio::spawn(async move {
+                loop {
+                    let (tcp, _) = listener.accept().await.unwrap();
+                    let _ = TlsAcceptor::from(server.clone()).accept(tcp).await;
+                }
+            });
+            for _ in 0..20 {
+                // With TLS 1.3 the refusal comes after our side of the handshake is done.
+                let (step, error) = fails(authority.target(port)).await;
+                assert!(matches!(step, "TLS" | "upgrade"), "{step}");
+                assert!(error.contains("set client_cert_file"), "{error}");
+            }
         }
 
         #[tokio::test]
         async fn a_wrong_server_name_is_refused_and_the_right_ones_named() {
-            let authority = Authority::new();
+            let authority = Authority::new("a CA");
             let port = authority.serve(named("hub.example.com")).await;
             let (step, error) = fails(authority.target(port)).await;
             assert_eq!(step, "TLS");
@@ -380,7 +441,7 @@ mod tests {
 
         #[tokio::test]
         async fn wrong_dates_are_refused_and_the_clock_is_mentioned() {
-            let authority = Authority::new();
+            let authority = Authority::new("a CA");
             let mut old = named("127.0.0.1");
             old.not_before = rcgen::date_time_ymd(2019, 1, 1);
             old.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -394,7 +455,7 @@ mod tests {
 
         #[tokio::test]
         async fn a_server_without_tls_or_that_goes_or_says_nothing_is_told_apart() {
-            let authority = Authority::new();
+            let authority = Authority::new("a CA");
             let (listener, port) = bound().await;
             let server = tokio::spawn(async move {
                 let (mut tcp, _) = listener.accept().await.unwrap();

@@ -103,7 +103,8 @@ pub enum Request {
 pub enum Event {
     /// The upgrade was answered with 101.
     Up {
-        /// The subprotocol that the server selected, if any; a selection that was never offered is a failed dial.
+        /// The subprotocol that the server selected, if any; a selection that was never offered is
+        /// a failed dial.
         subprotocol: Option<String>,
         /// The answer's `Date`, Unix milliseconds.
         date_ms: Option<u64>,

@@ -83,22 +83,16 @@ pub(super) async fn carry(
             End::Stop(Stop::Dropped) => dropped(),
             End::Stop(Stop::Failed(error)) => {
                 // The peer may have said why before it went.
-                match timeout_at(deadline, reading).await {
-                    Ok(Heard::Close { code, reason }) => Down::Closed { code, reason },
-                    _ => Down::Cut(words(&error, target)),
-                }
+                let heard = timeout_at(deadline, reading).await.ok();
+                last_words(heard, target, || words(&error, target))
             }
             End::Stop(Stop::Close(frame)) => {
                 let answered = close_and_listen(frame, &mut sink, reading);
-                match timeout_at(deadline, answered).await {
-                    Ok(Heard::Close { code, reason }) => Down::Closed { code, reason },
-                    Ok(Heard::Fault(error)) => Down::Cut(words(&error, target)),
-                    Ok(Heard::Dropped) => dropped(),
-                    Err(_) => Down::Cut(format!(
-                        "{} did not answer our close frame within {CLOSE_WAIT:?}",
-                        target.url.host
-                    )),
-                }
+                let heard = timeout_at(deadline, answered).await.ok();
+                let host = &target.url.host;
+                last_words(heard, target, || {
+                    format!("{host} did not answer our close frame within {CLOSE_WAIT:?}")
+                })
             }
         };
         (down, deadline)
@@ -210,20 +204,25 @@ async fn answer_end(
     target: &Target,
     deadline: Instant,
 ) -> Down {
+    let frame = match &heard {
+        Heard::Fault(error) => fault_code(error).map(|code| close_frame(code, "")),
+        Heard::Close { .. } | Heard::Dropped => None,
+    };
+    // That the telling succeeds changes nothing any more.
+    let _ = match frame {
+        Some(frame) => timeout_at(deadline, sink.send(Message::Close(Some(frame)))).await,
+        // tungstenite has the answer to a close frame ready.
+        None => timeout_at(deadline, sink.flush()).await,
+    };
+    last_words(Some(heard), target, String::new)
+}
+
+fn last_words(heard: Option<Heard>, target: &Target, silence: impl FnOnce() -> String) -> Down {
     match heard {
-        Heard::Close { code, reason } => {
-            // tungstenite has the answer ready; the end is the same if it can't be sent.
-            let _ = timeout_at(deadline, sink.flush()).await;
-            Down::Closed { code, reason }
-        }
-        Heard::Fault(error) => {
-            if let Some(code) = fault_code(&error) {
-                let frame = close_frame(code, "");
-                let _ = timeout_at(deadline, sink.send(Message::Close(Some(frame)))).await;
-            }
-            Down::Cut(words(&error, target))
-        }
-        Heard::Dropped => dropped(),
+        Some(Heard::Close { code, reason }) => Down::Closed { code, reason },
+        Some(Heard::Fault(error)) => Down::Cut(words(&error, target)),
+        Some(Heard::Dropped) => dropped(),
+        None => Down::Cut(silence()),
     }
 }
 
@@ -274,7 +273,10 @@ fn words(error: &tungstenite::Error, target: &Target) -> String {
         | tungstenite::Error::AlreadyClosed => {
             format!("{host} ended the connection without a close frame")
         }
-        _ => format!("{host} broke the WebSocket protocol ({error}); mend the hub"),
+        tungstenite::Error::Protocol(error) => {
+            format!("{host} broke the WebSocket protocol ({error}); mend the hub")
+        }
+        _ => format!("the WebSocket of {host} failed: {error}"),
     }
 }
 
@@ -415,7 +417,7 @@ mod tests {
         link.requests.send(Request::Close { code: 1000, reason: String::new() }).await.unwrap();
         assert!(matches!(next(&mut link).await, Event::Up { .. }));
         assert!(cut(&mut link).await.contains("did not answer"));
-        assert!(begun.elapsed() < CLOSE_WAIT * 3);
+        assert!(begun.elapsed() >= CLOSE_WAIT && begun.elapsed() < CLOSE_WAIT * 10);
     }
 
     #[tokio::test]

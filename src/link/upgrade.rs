@@ -4,7 +4,7 @@
 //! do, and logs the request with its bearer token; so the request is written and the answer judged
 //! here. The answer's head is bounded, a body is never read, a redirect never followed.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
@@ -40,20 +40,26 @@ where
     let broken = |error| failed("upgrade", io_words(&error, host, target.ca_file.as_deref()));
     let key = generate_key();
     let request = request(target, &key).map_err(|error| failed("upgrade", error))?;
-    stream.write_all(request.as_bytes()).await.map_err(broken)?;
-    stream.flush().await.map_err(broken)?;
+    // A server that refuses us while we write has said why, and that is read all the same.
+    let written = write(stream, request.as_bytes()).await;
 
     let accept = derive_accept_key(key.as_bytes());
     let mut head = Vec::with_capacity(1024);
     loop {
         let room = (MAX_HEAD_BYTES - head.len()) as u64;
         if (&mut *stream).take(room).read_buf(&mut head).await.map_err(broken)? == 0 {
+            written.map_err(broken)?;
             return Err(failed("upgrade", cut_off(host, &head)));
         }
         if let Some((answer, length)) = judge(&head, &accept, target)? {
             return Ok((answer, head.split_off(length)));
         }
     }
+}
+
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
 }
 
 fn cut_off(host: &str, head: &[u8]) -> String {
@@ -114,7 +120,11 @@ fn judge(bytes: &[u8], accept: &str, target: &Target) -> Result<Option<(Answer, 
         let retry_after = header("Retry-After").and_then(|text| retry_after(text, date));
         return Err(Down::Refused { status, retry_after });
     }
-    if let Some(fault) = fault(head.headers, accept) {
+    let fault = match head.version {
+        Some(1) => fault(head.headers, accept),
+        _ => Some("in HTTP/1.0"),
+    };
+    if let Some(fault) = fault {
         let remedy =
             "see that the URL is a WebSocket's, and that a proxy before it passes upgrades";
         return Err(failed("upgrade", format!("{host} answers 101, but {fault}; {remedy}")));
@@ -329,6 +339,7 @@ mod tests {
         assert!(error_of(format!("{ok}\r\n")).await.contains("Upgrade: websocket"));
         let half = format!("{ok}Upgrade: websocket\r\n");
         assert!(error_of(format!("{half}\r\n")).await.contains("Connection: Upgrade"));
+        assert!(error_of("HTTP/1.0 101 Up\r\n\r\n").await.contains("HTTP/1.0"));
         let wrong = "Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         assert!(error_of(format!("{half}{wrong}\r\n")).await.contains("not the one for our key"));
         let long = format!("{ok}X: {}", "x".repeat(MAX_HEAD_BYTES));
