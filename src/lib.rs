@@ -27,6 +27,8 @@ pub mod config;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]
+pub mod identity;
+#[cfg(feature = "gateway")]
 pub mod link;
 #[cfg(feature = "gateway")]
 pub mod ops;

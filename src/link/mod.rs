@@ -1,18 +1,29 @@
 //! Northbound: one WebSocket connection to a hub, from the name to the closed socket.
 //!
-//! [`open`] starts a task that dials ([`dial`]: DNS, TCP, TLS, upgrade, each with a deadline), then carries frames both
-//! ways until the connection ends. Reading never stops while writing: against an echo server a client that stops
-//! reading deadlocks (PROTOCOL.md, section 8).
+//! [`open`] starts a task that dials (DNS, TCP, TLS, upgrade, each with a deadline), then carries
+//! frames both ways until the connection ends. Reading never stops while writing: against an echo
+//! server a client that stops reading deadlocks (PROTOCOL.md, section 8).
 //!
-//! The link must never retry (the gateway decides when), never interpret a message, and never hold more than its
-//! queues: a full request queue is how the gateway learns that the network is slower than it is.
+//! The link must never retry (the gateway decides when), never interpret a message, and never hold
+//! more than its queues: a full request queue is how the gateway learns that the network is slower
+//! than it is. A full event queue stops the reading, so whoever waits for room in the request queue
+//! must go on taking events meanwhile.
+
+mod dial;
+mod socket;
+mod stream;
+mod upgrade;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
+use rustls::ClientConfig;
 use tokio::sync::mpsc;
+
+use crate::{config::HubUrl, identity::Token};
 
 /// How many requests may wait for the socket.
 pub const REQUEST_QUEUE: usize = 4;
@@ -20,7 +31,37 @@ pub const REQUEST_QUEUE: usize = 4;
 /// How many events may wait for the gateway.
 pub const EVENT_QUEUE: usize = 64;
 
-/// A live connection, or one being made. Dropping it ends the task and the socket.
+/// Where to, and what to show there.
+#[derive(Clone)]
+pub struct Target {
+    /// The hub.
+    pub url: HubUrl,
+    /// The subprotocols to offer, the best first; none for a plain server.
+    pub subprotocols: Vec<String>,
+    /// Sent as `Authorization: Bearer`.
+    pub bearer: Option<Token>,
+    /// Whom to believe, and the client certificate; `None` only for a `ws` URL.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// What `tls` trusts, named in errors; `None`: the system's store.
+    pub ca_file: Option<PathBuf>,
+    /// How long DNS, TCP, TLS and upgrade may take, each.
+    pub connect_timeout: Duration,
+    /// A message of the server larger than this ends the connection (1009).
+    pub max_message_bytes: usize,
+}
+
+/// Dials `target` in a task of its own. The first event is [`Event::Up`] or [`Event::Down`];
+/// requests made before it wait for it.
+pub fn open(target: Target) -> Link {
+    let (request_sender, requests) = mpsc::channel(REQUEST_QUEUE);
+    let (events, event_receiver) = mpsc::channel(EVENT_QUEUE);
+    let counters = Arc::new(Counters::default());
+    tokio::spawn(run(target, requests, events, counters.clone()));
+    Link { requests: request_sender, events: event_receiver, counters }
+}
+
+/// A live connection, or one being made. Dropping it ends the task and the socket at once, without
+/// a close frame: [`Request::Close`] and [`Event::Down`] come before that in an orderly end.
 #[derive(Debug)]
 pub struct Link {
     /// What to send.
@@ -47,7 +88,8 @@ pub enum Request {
     Text(String),
     /// A Ping with this payload (at most 125 bytes).
     Ping(Vec<u8>),
-    /// Close in order: the frame is sent, the peer's answer awaited for one second.
+    /// Close in order: the frame is sent, the peer's answer awaited for one second in all. It waits
+    /// its turn: a link that takes nothing is dropped instead.
     Close {
         /// RFC 6455, section 7.4.
         code: u16,
@@ -61,7 +103,8 @@ pub enum Request {
 pub enum Event {
     /// The upgrade was answered with 101.
     Up {
-        /// The subprotocol that the server selected, if any; a selection that was never offered is a failed dial.
+        /// The subprotocol that the server selected, if any; a selection that was never offered is
+        /// a failed dial.
         subprotocol: Option<String>,
         /// The answer's `Date`, Unix milliseconds.
         date_ms: Option<u64>,
@@ -107,4 +150,115 @@ pub enum Down {
     },
     /// The connection broke, or the peer broke the protocol.
     Cut(String),
+}
+
+async fn run(
+    target: Target,
+    requests: mpsc::Receiver<Request>,
+    events: mpsc::Sender<Event>,
+    counters: Arc<Counters>,
+) {
+    let dropped = events.clone();
+    let live = async {
+        let down = match dial::dial(&target, counters).await {
+            Err(down) => down,
+            Ok(dialed) => socket::carry(dialed, &target, requests, &events).await,
+        };
+        // Refused only when nobody listens any more.
+        let _ = events.send(Event::Down(down)).await;
+    };
+    tokio::select! {
+        biased;
+        () = dropped.closed() => {}
+        () = live => {}
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+    use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+    use super::*;
+
+    /// What takes longer is stuck.
+    pub(super) const WAIT: Duration = Duration::from_secs(20);
+
+    pub(super) fn target_at(port: u16) -> Target {
+        Target {
+            url: HubUrl { tls: false, host: "127.0.0.1".to_owned(), port, path: "/".to_owned() },
+            subprotocols: Vec::new(),
+            bearer: None,
+            tls: None,
+            ca_file: None,
+            connect_timeout: Duration::from_secs(5),
+            max_message_bytes: 64 * 1024,
+        }
+    }
+
+    pub(super) async fn bound() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    pub(super) async fn next(link: &mut Link) -> Event {
+        timeout(WAIT, link.events.recv()).await.expect("an event in time").expect("an event")
+    }
+
+    /// The head of the request that a client sent.
+    pub(super) async fn read_head(tcp: &mut TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(tcp.read_buf(&mut head).await.unwrap(), 0, "the whole request");
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// The 101 to a request, with these header lines beside the required ones.
+    pub(super) fn answer_to(request: &str, headers: &str) -> String {
+        let key = request.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
+        let accept = derive_accept_key(key.unwrap().as_bytes());
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\n\
+             connection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {accept}\r\n{headers}\r\n"
+        )
+    }
+
+    /// Takes one client and answers 101.
+    pub(super) async fn accept_by_hand(listener: &TcpListener, headers: &str) -> TcpStream {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let request = read_head(&mut tcp).await;
+        tcp.write_all(answer_to(&request, headers).as_bytes()).await.unwrap();
+        tcp
+    }
+
+    #[tokio::test]
+    async fn a_dropped_link_ends_its_task_and_its_socket() {
+        let (listener, port) = bound().await;
+        let mut link = open(target_at(port));
+        let mut tcp = accept_by_hand(&listener, "").await;
+        assert!(matches!(next(&mut link).await, Event::Up { .. }));
+        let counters = Arc::downgrade(&link.counters);
+        drop(link);
+        let mut rest = Vec::new();
+        timeout(WAIT, tcp.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert!(rest.is_empty());
+        assert!(counters.upgrade().is_none(), "the task has let go of everything");
+    }
+
+    #[tokio::test]
+    async fn a_link_dropped_while_dialing_lets_go_at_once() {
+        let (listener, port) = bound().await;
+        let link = open(target_at(port));
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_head(&mut tcp).await;
+        drop(link);
+        let mut rest = Vec::new();
+        timeout(WAIT, tcp.read_to_end(&mut rest)).await.unwrap().unwrap();
+    }
 }
