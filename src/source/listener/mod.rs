@@ -41,7 +41,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use self::broker::Broker;
-use super::{Notice, Request, Sink};
+use super::{NOTICE_QUEUE, Notice, Request, Sink};
 use crate::{config, record::Publish};
 
 /// Connections beyond `max_clients` that may be open before their CONNECT: room to refuse them in MQTT's own words.
@@ -193,6 +193,10 @@ impl Shared {
 
     fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         core.connections.values().for_each(|wake| wake.notify_one());
     }
@@ -326,6 +330,10 @@ impl Server {
 async fn tell(shared: Arc<Shared>, notices: mpsc::Sender<Notice>) {
     loop {
         let mut due = shared.with(Broker::take_notices);
+        if due.len() >= NOTICE_QUEUE {
+            // They had stopped reading for lack of room here.
+            shared.wake_all();
+        }
         for notice in due.drain(..) {
             let last = matches!(notice, Notice::State { up: false, .. });
             if notices.send(notice).await.is_err() || last {
