@@ -216,15 +216,7 @@ impl Source {
         let (client, eventloop) = AsyncClient::new(options, CLIENT_QUEUE);
         let (heard_in, mut heard) = mpsc::channel(16);
         let poller = tokio::spawn(poll::poll(eventloop, self.released.take(), heard_in));
-        let mut link = Link {
-            client,
-            connected: false,
-            acks: AckOrder::default(),
-            unsent: VecDeque::new(),
-            sent: HashMap::new(),
-            confirmations: 0,
-            asked: Vec::new(),
-        };
+        let mut link = Link::new(client);
         let ended = self.serve(&mut link, &mut heard, requests).await;
         if let Ended::Stopped = ended {
             self.disconnect(&mut link, &mut heard).await;
@@ -468,6 +460,18 @@ impl Source {
 }
 
 impl Link {
+    fn new(client: AsyncClient) -> Self {
+        Self {
+            client,
+            connected: false,
+            acks: AckOrder::default(),
+            unsent: VecDeque::new(),
+            sent: HashMap::new(),
+            confirmations: 0,
+            asked: Vec::new(),
+        }
+    }
+
     fn pay_acks(&mut self) -> Result<(), String> {
         while let Some(ack) = self.acks.pop_due() {
             let (qos, packet_id) = match ack {
