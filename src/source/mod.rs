@@ -9,6 +9,7 @@
 
 pub mod listener;
 pub mod mqtt;
+mod receipts;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;

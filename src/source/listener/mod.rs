@@ -1,1 +1,352 @@
-//! MQTT without a broker.
+//! MQTT 3.1.1 without a broker: devices connect straight to the gateway.
+//!
+//! A pure core ([`broker`], with `session`, `routes`, `retained`, `delivery`, and `wire` for the bytes) under a thin
+//! layer of IO (`connection`, and this file). The core is behind one mutex that is never held across a wait; on the
+//! gateway's single-threaded runtime nobody ever waits for it.
+//!
+//! Why not a ready-made broker: none lets the PUBACK wait until the publish is safe.
+//!
+//! What it does not do: QoS 2 towards subscribers (QoS 1 is granted), keep sessions or retained messages over a
+//! restart, bridge. User name and password are taken and ignored: the plain address is a loopback one, and TLS clients
+//! show a certificate.
+
+mod broker;
+mod connection;
+mod delivery;
+mod retained;
+mod routes;
+mod session;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    future, io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+    task::{JoinHandle, JoinSet},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+use self::broker::Broker;
+use super::{NOTICE_QUEUE, Notice, Request, Sink};
+use crate::{config, record::Publish};
+
+/// Connections beyond `max_clients` that may be open before their CONNECT: room to refuse them in MQTT's own words.
+/// Still more stay in the kernel's backlog.
+const SPARE_CONNECTIONS: usize = 64;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long all connections together may take to end when the listener stops.
+const STOP_DEADLINE: Duration = Duration::from_millis(1500);
+
+/// How many requests are handled before the connections they concern are woken.
+const REQUEST_BATCH: usize = 256;
+
+/// A listener at work.
+#[derive(Debug)]
+pub struct Running {
+    /// What it is asked to do. Dropping it stops the listener.
+    pub requests: mpsc::UnboundedSender<Request>,
+    /// Where plain MQTT is listened for.
+    pub plain: Option<SocketAddr>,
+    /// Where MQTT over TLS is listened for.
+    pub tls: Option<SocketAddr>,
+    /// Ends when the listener has stopped.
+    pub task: JoinHandle<()>,
+}
+
+/// Binds the configured addresses, then serves clients in tasks of the current runtime.
+///
+/// `interests` are the topic filters of what goes to `sink.publishes`. `tls` must be given when `config.tls` is; it is
+/// what asks clients for their certificate.
+///
+/// # Errors
+/// An address that can't be bound, named, with the remedy.
+pub async fn start(
+    config: &config::Listener,
+    interests: Vec<String>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    sink: Sink,
+) -> io::Result<Running> {
+    let plain = match config.bind {
+        Some(address) => Some(bind(address, "listener.bind").await?),
+        None => None,
+    };
+    let secure = match (&config.tls, tls) {
+        (Some(wanted), Some(server)) => {
+            Some((bind(wanted.bind, "listener.tls_bind").await?, TlsAcceptor::from(server)))
+        }
+        (Some(_), None) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "listener.tls_bind is set but no certificate was loaded; set cert_file and key_file",
+            ));
+        }
+        (None, _) => None,
+    };
+    let plain_at = plain.as_ref().map(TcpListener::local_addr).transpose()?;
+    let tls_at = secure.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
+    let (requests, incoming) = mpsc::unbounded_channel();
+    let server = Server {
+        plain,
+        secure,
+        max_connections: config.max_clients.saturating_add(SPARE_CONNECTIONS),
+        next_connection: 0,
+        source: sink.source,
+        shared: Arc::new(Shared {
+            core: Mutex::new(Core {
+                broker: Broker::new(
+                    sink.source,
+                    interests,
+                    config.max_clients,
+                    config.max_inflight,
+                ),
+                connections: HashMap::new(),
+            }),
+            notices_due: Notify::new(),
+            stopping: AtomicBool::new(false),
+            publishes: sink.publishes,
+        }),
+        connections: JoinSet::new(),
+    };
+    let bound: Vec<String> = plain_at.iter().chain(&tls_at).map(SocketAddr::to_string).collect();
+    let detail = format!("listening on {}", bound.join(" and "));
+    let task = tokio::spawn(server.run(incoming, sink.notices, detail));
+    Ok(Running { requests, plain: plain_at, tls: tls_at, task })
+}
+
+async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program (a broker?) listens there; stop it or choose another port"
+            }
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another",
+            io::ErrorKind::PermissionDenied => "ports under 1024 need a privilege; choose another",
+            _ => "choose another address",
+        };
+        io::Error::new(error.kind(), format!("{key}: can't listen on {address}: {error}; {remedy}"))
+    })
+}
+
+/// What the connections share.
+#[derive(Debug)]
+struct Shared {
+    core: Mutex<Core>,
+    notices_due: Notify,
+    stopping: AtomicBool,
+    publishes: mpsc::Sender<Publish>,
+}
+
+#[derive(Debug)]
+struct Core {
+    broker: Broker,
+    /// How to wake each connection.
+    connections: HashMap<u64, Arc<Notify>>,
+}
+
+impl Shared {
+    /// Gives the broker an input, then wakes whoever has to do with its outputs.
+    fn with<T>(&self, input: impl FnOnce(&mut Broker) -> T) -> T {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = input(&mut core.broker);
+        while let Some(number) = core.broker.pop_woken() {
+            if let Some(wake) = core.connections.get(&number) {
+                wake.notify_one();
+            }
+        }
+        if core.broker.has_notices() {
+            self.notices_due.notify_one();
+        }
+        result
+    }
+
+    fn register(&self, number: u64) -> Arc<Notify> {
+        let wake = Arc::new(Notify::new());
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        core.connections.insert(number, Arc::clone(&wake));
+        wake
+    }
+
+    fn unregister(&self, number: u64) {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner).connections.remove(&number);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        core.connections.values().for_each(|wake| wake.notify_one());
+    }
+}
+
+struct Server {
+    plain: Option<TcpListener>,
+    secure: Option<(TcpListener, TlsAcceptor)>,
+    max_connections: usize,
+    next_connection: u64,
+    source: crate::record::SourceId,
+    shared: Arc<Shared>,
+    connections: JoinSet<()>,
+}
+
+impl Server {
+    async fn run(
+        mut self,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+        notices: mpsc::Sender<Notice>,
+        detail: String,
+    ) {
+        let source = self.source;
+        let shared = Arc::clone(&self.shared);
+        let mut teller = tokio::spawn(tell(Arc::clone(&shared), notices));
+        tracing::info!("{detail}");
+        shared.with(|broker| broker.notify(Notice::State { source, up: true, detail }));
+
+        self.serve(&mut requests).await;
+
+        self.plain = None;
+        self.secure = None;
+        shared.stop();
+        let all_ended = async { while self.connections.join_next().await.is_some() {} };
+        if timeout(STOP_DEADLINE, all_ended).await.is_err() {
+            self.connections.shutdown().await;
+        }
+        let detail = "stopped".to_owned();
+        shared.with(|broker| broker.notify(Notice::State { source, up: false, detail }));
+        shared.notices_due.notify_one();
+        if timeout(STOP_DEADLINE, &mut teller).await.is_err() {
+            teller.abort();
+        }
+    }
+
+    /// Serves until it is asked to stop.
+    async fn serve(&mut self, requests: &mut mpsc::UnboundedReceiver<Request>) {
+        let mut batch = Vec::with_capacity(REQUEST_BATCH);
+        let mut accept_again: Option<Instant> = None;
+        let mut minute = interval(Duration::from_secs(60));
+        minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let open = accept_again.is_none() && self.connections.len() < self.max_connections;
+            let accepted = tokio::select! {
+                biased;
+                count = requests.recv_many(&mut batch, REQUEST_BATCH) => {
+                    let stop = self.handle_requests(&mut batch);
+                    if stop || count == 0 {
+                        return;
+                    }
+                    continue;
+                }
+                Some(_) = self.connections.join_next() => continue,
+                _ = minute.tick() => {
+                    self.handle_minute();
+                    continue;
+                }
+                () = sleep(Duration::from_millis(200)), if accept_again.is_some() => {
+                    accept_again = None;
+                    continue;
+                }
+                accepted = accept(self.plain.as_ref()), if open => accepted.map(|it| (it, None)),
+                accepted = accept(self.secure.as_ref().map(|(listener, _)| listener)), if open => {
+                    let acceptor = self.secure.as_ref().map(|(_, acceptor)| acceptor.clone());
+                    accepted.map(|it| (it, acceptor))
+                }
+            };
+            match accepted {
+                Ok(((stream, peer), acceptor)) => self.spawn(stream, peer, acceptor),
+                Err(error) => {
+                    // Too many open files, or the peer is gone: neither is helped by spinning.
+                    tracing::warn!(%error, "a client could not be accepted");
+                    accept_again = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Handles a batch; whether a stop was among them, which leaves the rest undone.
+    fn handle_requests(&mut self, batch: &mut Vec<Request>) -> bool {
+        self.shared.with(|broker| {
+            for request in batch.drain(..) {
+                match request {
+                    Request::Safe(receipt) => broker.handle_safe(receipt),
+                    Request::Deliver(delivery) => broker.handle_deliver(&delivery),
+                    Request::Stop => return true,
+                }
+            }
+            false
+        })
+    }
+
+    fn handle_minute(&mut self) {
+        let (clients, dropped) = self.shared.with(|broker| {
+            broker.handle_tick(Instant::now());
+            broker.account()
+        });
+        tracing::debug!(clients, dropped, "listener");
+    }
+
+    fn spawn(&mut self, stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAcceptor>) {
+        let number = self.next_connection;
+        self.next_connection += 1;
+        let shared = Arc::clone(&self.shared);
+        // A PUBACK must not wait for the next one; a socket that can't do this still works.
+        let _ = stream.set_nodelay(true);
+        self.connections.spawn(async move {
+            let Some(acceptor) = acceptor else {
+                return connection::serve(stream, peer, number, shared).await;
+            };
+            match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => connection::serve(stream, peer, number, shared).await,
+                Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::info!(%peer, "no TLS handshake within {HANDSHAKE_DEADLINE:?}"),
+            }
+        });
+    }
+}
+
+/// Hands the broker's notices on, in order; ends after the listener stopped and the last one is told.
+async fn tell(shared: Arc<Shared>, notices: mpsc::Sender<Notice>) {
+    loop {
+        let mut due = shared.with(Broker::take_notices);
+        if due.len() >= NOTICE_QUEUE {
+            // They had stopped reading for lack of room here.
+            shared.wake_all();
+        }
+        for notice in due.drain(..) {
+            let last = matches!(notice, Notice::State { up: false, .. });
+            if notices.send(notice).await.is_err() || last {
+                return;
+            }
+        }
+        shared.notices_due.notified().await;
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => future::pending().await,
+    }
+}

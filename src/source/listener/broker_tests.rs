@@ -1,0 +1,334 @@
+use super::*;
+use crate::source::Delivery;
+use rumqttc::mqttbytes::v4;
+
+const SOURCE: SourceId = SourceId(0);
+
+/// A broker and the packets its connections have been sent.
+struct Bench {
+    broker: Broker,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let broker = Broker::new(SOURCE, vec!["devices/#".into()], 4, 3);
+        Self { broker, now: Instant::now() }
+    }
+
+    fn connect(&mut self, connection: u64, client: &str, clean: bool) -> Vec<Packet> {
+        self.connect_with(connection, client, clean, None)
+    }
+
+    fn connect_with(
+        &mut self,
+        connection: u64,
+        client: &str,
+        clean_session: bool,
+        will: Option<LastWill>,
+    ) -> Vec<Packet> {
+        let connect = Connect { client_id: client.into(), clean_session, keep_alive: 60, will };
+        self.broker.handle_connect(self.now, connection, connect).unwrap();
+        self.sent(connection)
+    }
+
+    fn subscribe(&mut self, connection: u64, filter: &str, qos: QoS) -> Vec<Packet> {
+        let mut subscribe = Subscribe::new(filter, qos);
+        subscribe.pkid = 1;
+        self.broker.handle_packet(connection, Packet::Subscribe(subscribe)).unwrap();
+        self.sent(connection)
+    }
+
+    fn publish(&mut self, connection: u64, topic: &str, qos: QoS, packet_id: u16) {
+        let mut publish = rumqttc::Publish::new(topic, qos, "x");
+        publish.pkid = packet_id;
+        self.broker.handle_packet(connection, Packet::Publish(publish)).unwrap();
+    }
+
+    fn retain(&mut self, connection: u64, topic: &str) {
+        let mut publish = rumqttc::Publish::new(topic, QoS::AtLeastOnce, "kept");
+        (publish.pkid, publish.retain) = (1, true);
+        self.broker.handle_packet(connection, Packet::Publish(publish)).unwrap();
+    }
+
+    fn deliver(&mut self, token: u64) {
+        let payload = Bytes::from_static(b"{}");
+        self.broker.handle_deliver(&Delivery { token, topic: "cmd/a".into(), payload });
+    }
+
+    fn sent(&mut self, connection: u64) -> Vec<Packet> {
+        let mut bytes = BytesMut::new();
+        if !self.broker.take_output(connection, &mut bytes) {
+            return Vec::new();
+        }
+        self.broker.handle_written(connection);
+        let packets = std::iter::from_fn(|| Packet::read(&mut bytes, usize::MAX).ok()).collect();
+        assert!(bytes.is_empty(), "whole packets only");
+        packets
+    }
+
+    fn heard(&mut self) -> Vec<Publish> {
+        let mut heard = VecDeque::new();
+        self.broker.take_heard(&mut heard);
+        heard.into()
+    }
+
+    fn notices(&mut self) -> Vec<String> {
+        self.broker.take_notices().iter().map(|notice| format!("{notice:?}")).collect()
+    }
+}
+
+fn pubacks(ids: &[u16]) -> Vec<Packet> {
+    ids.iter().map(|id| Packet::PubAck(v4::PubAck::new(*id))).collect()
+}
+
+#[test]
+fn a_puback_waits_until_its_publish_is_safe_and_for_its_turn() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", true);
+    bench.publish(1, "devices/a", QoS::AtLeastOnce, 10);
+    bench.publish(1, "other/a", QoS::AtLeastOnce, 11);
+    bench.publish(1, "devices/a", QoS::AtLeastOnce, 12);
+    assert_eq!(bench.sent(1), []);
+    assert!(!bench.broker.may_read(1), "the window is full");
+    assert!(bench.notices().contains(&"Exhausted(SourceId(0))".to_owned()));
+    let heard = bench.heard();
+    let numbers: Vec<_> = heard.iter().map(|p| p.receipt.unwrap().number).collect();
+    assert_eq!(numbers, [0, 2]);
+    bench.broker.handle_safe(heard[1].receipt.unwrap());
+    assert_eq!(bench.sent(1), []);
+    bench.broker.handle_safe(heard[0].receipt.unwrap());
+    assert_eq!(bench.sent(1), pubacks(&[10, 11, 12]));
+    assert!(bench.broker.may_read(1));
+    bench.broker.handle_safe(heard[0].receipt.unwrap());
+    assert_eq!(bench.sent(1), []);
+}
+
+#[test]
+fn a_receipt_of_an_ended_connection_acknowledges_nothing() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", false);
+    bench.publish(1, "devices/a", QoS::AtLeastOnce, 10);
+    let receipt = bench.heard()[0].receipt.unwrap();
+    bench.broker.handle_end(bench.now, 1, End::Lost);
+    bench.connect(2, "a", false);
+    bench.publish(2, "devices/a", QoS::AtLeastOnce, 10);
+    bench.broker.handle_safe(receipt);
+    assert_eq!(bench.sent(2), []);
+}
+
+#[test]
+fn a_qos_2_publish_sent_again_is_taken_once() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", false);
+    bench.publish(1, "devices/a", QoS::ExactlyOnce, 5);
+    bench.publish(1, "devices/a", QoS::ExactlyOnce, 5);
+    let heard = bench.heard();
+    assert_eq!(heard.len(), 1);
+    bench.broker.handle_safe(heard[0].receipt.unwrap());
+    assert_eq!(bench.sent(1), [Packet::PubRec(v4::PubRec::new(5))]);
+    bench.broker.handle_end(bench.now, 1, End::Lost);
+    bench.connect(2, "a", false);
+    bench.publish(2, "devices/a", QoS::ExactlyOnce, 5);
+    assert!(bench.heard().is_empty());
+    assert_eq!(bench.sent(2), [Packet::PubRec(v4::PubRec::new(5))]);
+    bench.broker.handle_packet(2, Packet::PubRel(v4::PubRel::new(5))).unwrap();
+    assert_eq!(bench.sent(2), [Packet::PubComp(v4::PubComp::new(5))]);
+    bench.publish(2, "devices/a", QoS::ExactlyOnce, 5);
+    assert_eq!(bench.heard().len(), 1, "after PUBREL the identifier is free");
+}
+
+#[test]
+fn an_unsafe_qos_2_publish_is_taken_again_on_the_next_connection() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", false);
+    bench.publish(1, "devices/a", QoS::ExactlyOnce, 5);
+    bench.broker.handle_end(bench.now, 1, End::Lost);
+    bench.connect(2, "a", false);
+    bench.publish(2, "devices/a", QoS::ExactlyOnce, 5);
+    assert_eq!(bench.heard().len(), 2);
+}
+
+#[test]
+fn subscribers_get_live_and_retained_messages_once() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", true);
+    bench.connect(2, "b", true);
+    bench.retain(1, "t/kept");
+    bench.retain(1, "$SYS/kept");
+    bench.sent(1);
+    let packets = bench.subscribe(2, "#", QoS::ExactlyOnce);
+    let [Packet::SubAck(suback), Packet::Publish(kept)] = &packets[..] else {
+        panic!("{packets:?}")
+    };
+    let granted = v4::SubscribeReasonCode::Success(QoS::AtLeastOnce);
+    assert_eq!(suback.return_codes, [granted]);
+    assert_eq!((kept.topic.as_str(), kept.retain), ("t/kept", true));
+    bench.subscribe(2, "t/live", QoS::AtMostOnce);
+    bench.publish(1, "t/live", QoS::AtLeastOnce, 2);
+    let packets = bench.sent(2);
+    let [Packet::Publish(live)] = &packets[..] else { panic!("{packets:?}") };
+    assert_eq!((live.qos, live.retain, live.pkid), (QoS::AtLeastOnce, false, 2));
+    assert!(bench.heard().is_empty(), "the gateway is not interested");
+}
+
+#[test]
+fn a_filter_too_deep_or_too_many_is_refused_alone() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", true);
+    let mut subscribe = Subscribe::new("x/".repeat(40), QoS::AtMostOnce);
+    subscribe.pkid = 1;
+    for index in 0..=MAX_FILTERS {
+        subscribe.add(format!("f/{index}"), QoS::AtMostOnce);
+    }
+    bench.broker.handle_packet(1, Packet::Subscribe(subscribe)).unwrap();
+    let packets = bench.sent(1);
+    let [Packet::SubAck(suback)] = &packets[..] else { panic!("{packets:?}") };
+    let codes = &suback.return_codes;
+    let failure = v4::SubscribeReasonCode::Failure;
+    assert_eq!((codes[0], codes[MAX_FILTERS + 1]), (failure, failure));
+    assert_eq!(codes.iter().filter(|code| **code == failure).count(), 2);
+}
+
+#[test]
+fn an_offline_session_keeps_qos_1_messages_and_expires() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", false);
+    bench.subscribe(1, "t", QoS::AtLeastOnce);
+    bench.broker.handle_end(bench.now, 1, End::Disconnect);
+    bench.connect(2, "b", true);
+    bench.publish(2, "t", QoS::AtLeastOnce, 1);
+    bench.publish(2, "t", QoS::AtMostOnce, 0);
+    let packets = bench.connect(3, "a", false);
+    let [Packet::ConnAck(connack), Packet::Publish(queued)] = &packets[..] else {
+        panic!("{packets:?}")
+    };
+    assert!(connack.session_present && !queued.dup);
+    bench.broker.handle_end(bench.now, 3, End::Lost);
+    bench.broker.handle_tick(bench.now + SESSION_EXPIRY);
+    let packets = bench.connect(4, "a", false);
+    assert_eq!(packets.len(), 1);
+    assert!(matches!(&packets[0], Packet::ConnAck(connack) if !connack.session_present));
+    assert_eq!(bench.broker.budget, SESSIONS_BYTES);
+}
+
+#[test]
+fn the_number_of_offline_sessions_is_bounded() {
+    let mut bench = Bench::new();
+    for index in 0..MAX_OFFLINE_SESSIONS as u64 + 3 {
+        bench.now += Duration::from_secs(1);
+        bench.connect(index, &format!("c{index}"), false);
+        bench.broker.handle_end(bench.now, index, End::Lost);
+    }
+    assert_eq!(bench.broker.sessions.len(), MAX_OFFLINE_SESSIONS);
+    assert!(!bench.broker.by_client.contains_key("c2"));
+}
+
+#[test]
+fn births_and_deaths_are_told_with_their_reason_and_the_will_is_published() {
+    let mut bench = Bench::new();
+    let will = LastWill::new("devices/a/gone", "bye", QoS::AtLeastOnce, true);
+    bench.connect_with(1, "a", true, Some(will.clone()));
+    bench.broker.handle_end(bench.now, 1, End::Disconnect);
+    assert!(bench.heard().is_empty());
+    bench.connect_with(2, "a", true, Some(will));
+    bench.connect(3, "a", true);
+    assert_eq!(bench.sent(2), [], "the newer connection took over");
+    bench.broker.handle_end(bench.now, 3, End::KeepAlive);
+    let heard = bench.heard();
+    assert_eq!((heard.len(), heard[0].receipt), (1, None));
+    let reasons: Vec<_> = bench
+        .broker
+        .take_notices()
+        .into_iter()
+        .map(|notice| match notice {
+            Notice::Birth { .. } => "birth",
+            Notice::Death { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(reasons, ["birth", "disconnect", "birth", "will", "birth", "keep alive"]);
+}
+
+#[test]
+fn clients_beyond_the_limit_and_bad_names_are_refused() {
+    let mut bench = Bench::new();
+    for connection in 0..4 {
+        bench.connect(connection, &format!("c{connection}"), true);
+    }
+    let mut refused = |client: &str, clean_session| {
+        let client_id = client.to_owned();
+        let connect = Connect { client_id, clean_session, keep_alive: 0, will: None };
+        bench.broker.handle_connect(bench.now, 9, connect).unwrap_err()
+    };
+    assert_eq!(refused("one-more", true), ConnectReturnCode::ServiceUnavailable);
+    assert_eq!(refused("", false), ConnectReturnCode::BadClientId);
+    assert_eq!(refused("a/+", true), ConnectReturnCode::BadClientId);
+    bench.connect(10, "c0", true);
+    assert_eq!(bench.broker.account(), (4, 0));
+}
+
+#[test]
+fn a_client_that_may_stay_nameless_is_no_device() {
+    let mut bench = Bench::new();
+    bench.connect(1, "", true);
+    bench.broker.handle_end(bench.now, 1, End::Lost);
+    assert!(bench.notices().is_empty());
+}
+
+#[test]
+fn a_command_goes_to_the_connected_device_and_its_puback_delivers_it() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", false);
+    bench.subscribe(1, "cmd/+", QoS::AtLeastOnce);
+    bench.connect(2, "observer", true);
+    bench.subscribe(2, "#", QoS::AtLeastOnce);
+    bench.notices();
+    bench.deliver(70);
+    let packets = bench.sent(1);
+    let [Packet::Publish(command)] = &packets[..] else { panic!("{packets:?}") };
+    assert_eq!(command.qos, QoS::AtLeastOnce);
+    assert_eq!(bench.sent(2).len(), 1, "the observer sees it");
+    assert!(bench.notices().is_empty());
+    let ack = Packet::PubAck(v4::PubAck::new(command.pkid));
+    bench.broker.handle_packet(1, ack).unwrap();
+    assert_eq!(bench.notices(), ["Delivered { token: 70 }"]);
+}
+
+#[test]
+fn a_command_without_its_device_is_undelivered_and_one_cut_off_is_interrupted() {
+    let mut bench = Bench::new();
+    bench.connect(2, "observer", true);
+    bench.subscribe(2, "#", QoS::AtLeastOnce);
+    bench.connect(1, "a", false);
+    bench.subscribe(1, "cmd/a", QoS::AtLeastOnce);
+    bench.notices();
+    bench.deliver(1);
+    bench.broker.handle_end(bench.now, 1, End::Lost);
+    bench.deliver(2);
+    let notices = bench.notices();
+    assert_eq!(notices[0], "Interrupted { token: 1 }");
+    assert_eq!(notices[2], "Undelivered { token: 2 }");
+    assert_eq!(bench.connect(3, "a", false).len(), 1, "a command is never sent again");
+}
+
+#[test]
+fn with_qos_0_alone_a_written_command_is_delivered() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", true);
+    bench.subscribe(1, "cmd/a", QoS::AtMostOnce);
+    bench.notices();
+    bench.deliver(1);
+    assert!(bench.notices().is_empty());
+    assert_eq!(bench.sent(1).len(), 1);
+    assert_eq!(bench.notices(), ["Delivered { token: 1 }"]);
+}
+
+#[test]
+fn a_second_connect_or_a_servers_packet_is_a_violation() {
+    let mut bench = Bench::new();
+    bench.connect(1, "a", true);
+    let packet = Packet::PubRec(v4::PubRec::new(1));
+    assert!(bench.broker.handle_packet(1, packet).is_err());
+    assert!(bench.broker.handle_packet(1, Packet::PingResp).is_err());
+}

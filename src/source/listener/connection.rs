@@ -1,0 +1,309 @@
+//! One client's connection: bytes to packets for the [`Broker`], its output to bytes, deadlines.
+//!
+//! One task does both directions. Reading rests while the client's in-flight window is full or the gateway takes no
+//! more publishes; writing never rests, so that a PUBACK that falls due gets out and nothing can wait in a circle.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use rumqttc::Packet;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{Notify, mpsc},
+    time::{sleep_until, timeout},
+};
+
+use super::{
+    Shared,
+    broker::{Broker, End},
+    wire::{self, Connect, Violation},
+};
+use crate::record::Publish;
+
+/// How long a client may take from its TCP connection to the end of its CONNECT.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a client may take nothing of what is written to it.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the last bytes may take when the listener stops, or a client is refused.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Publishes of one connection that may wait for the gateway's queue; at the bound the connection is not read.
+const HEARD: usize = 64;
+
+/// How many bytes are read at once, at least; the buffer grows only by what has arrived.
+const READ_BYTES: usize = 4096;
+
+/// Serves one accepted stream to its end.
+pub(super) async fn serve<S>(stream: S, peer: SocketAddr, number: u64, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut read = BytesMut::with_capacity(READ_BYTES);
+    let connect = match timeout(CONNECT_DEADLINE, read_connect(&mut reader, &mut read)).await {
+        Ok(Ok(Some(connect))) => connect,
+        Ok(Ok(None)) => return,
+        Ok(Err(violation)) => {
+            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
+            if let Violation::Level(_) = violation {
+                refuse(&mut writer, 1).await;
+            }
+            return;
+        }
+        Err(_) => {
+            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
+            return;
+        }
+    };
+    // One and a half times what the client promised (MQTT-3.1.2-24).
+    let silence = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
+    let client_id = connect.client_id.clone();
+    let wake = shared.register(number);
+    let mut heard = VecDeque::new();
+    let accepted = shared.with(|broker| {
+        let accepted = broker.handle_connect(Instant::now(), number, connect);
+        broker.take_heard(&mut heard);
+        accepted
+    });
+    if let Err(code) = accepted {
+        tracing::info!(%peer, client_id, ?code, "client refused");
+        shared.unregister(number);
+        refuse(&mut writer, code as u8).await;
+        return;
+    }
+    tracing::debug!(%peer, client_id, "client connected");
+    let mut connection = Connection {
+        reader,
+        writer,
+        number,
+        read,
+        starved: false,
+        reading: true,
+        writing: BytesMut::new(),
+        heard,
+        silence: (!silence.is_zero()).then_some(silence),
+        last_heard: Instant::now(),
+        last_progress: Instant::now(),
+        publishes: shared.publishes.clone(),
+        shared: Arc::clone(&shared),
+        wake,
+    };
+    let end = connection.run().await;
+    tracing::debug!(%peer, client_id, ?end, "client gone");
+    connection.close(end).await;
+}
+
+async fn read_connect<R>(reader: &mut R, read: &mut BytesMut) -> Result<Option<Connect>, Violation>
+where
+    R: AsyncRead + Unpin,
+{
+    loop {
+        if let Some(connect) = wire::take_connect(read)? {
+            return Ok(Some(connect));
+        }
+        read.reserve(READ_BYTES);
+        if !matches!(reader.read_buf(read).await, Ok(1..)) {
+            return Ok(None);
+        }
+    }
+}
+
+async fn refuse<W: AsyncWrite + Unpin>(writer: &mut W, code: u8) {
+    // The client may be gone already, and nothing is lost with it.
+    let _ = timeout(FLUSH_DEADLINE, async {
+        writer.write_all(&[0x20, 2, 0, code]).await?;
+        writer.shutdown().await
+    })
+    .await;
+}
+
+struct Connection<S> {
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    number: u64,
+    read: BytesMut,
+    /// `read` holds no whole packet.
+    starved: bool,
+    /// The broker takes packets of this connection.
+    reading: bool,
+    writing: BytesMut,
+    /// Publishes on their way to the gateway.
+    heard: VecDeque<Publish>,
+    /// How long the client may be silent.
+    silence: Option<Duration>,
+    last_heard: Instant,
+    /// When the client last took bytes, or there were none for it.
+    last_progress: Instant,
+    publishes: mpsc::Sender<Publish>,
+    shared: Arc<Shared>,
+    wake: Arc<Notify>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Runs until the connection ends. `None`: the listener stops.
+    async fn run(&mut self) -> Option<End> {
+        let mut timer = pin!(sleep_until(Instant::now().into()));
+        let publishes = self.publishes.clone();
+        loop {
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(end)) => return Some(end),
+                Err(violation) => {
+                    tracing::info!(connection = self.number, %violation, "client thrown out");
+                    return Some(End::Lost);
+                }
+            }
+            if self.shared.is_stopping() {
+                return None;
+            }
+            let due = self.deadline();
+            if due.is_some_and(|due| due < timer.deadline().into_std()) || timer.is_elapsed() {
+                timer.as_mut().reset(due.unwrap_or_else(|| Instant::now() + WRITE_DEADLINE).into());
+            }
+            let hungry = self.reading && self.starved && self.heard.is_empty();
+            self.read.reserve(if hungry { READ_BYTES } else { 0 });
+            tokio::select! {
+                written = self.writer.write_buf(&mut self.writing), if !self.writing.is_empty() => {
+                    if !matches!(written, Ok(1..)) {
+                        return Some(End::Lost);
+                    }
+                    self.handle_written();
+                }
+                permit = publishes.reserve(), if !self.heard.is_empty() => match permit {
+                    Ok(permit) => {
+                        if let Some(publish) = self.heard.pop_front() {
+                            permit.send(publish);
+                        }
+                    }
+                    // The gateway is gone: so is the listener, in a moment.
+                    Err(_) => self.wake.notified().await,
+                },
+                count = self.reader.read_buf(&mut self.read), if hungry => {
+                    if !matches!(count, Ok(1..)) {
+                        return Some(End::Lost);
+                    }
+                    self.last_heard = Instant::now();
+                    self.starved = false;
+                }
+                () = self.wake.notified() => {}
+                () = &mut timer => {
+                    if let Some(end) = self.overdue() {
+                        return Some(end);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All that can be done without waiting.
+    fn step(&mut self) -> Result<Option<End>, Violation> {
+        while !self.heard.is_empty() {
+            let Ok(permit) = self.publishes.try_reserve() else { break };
+            if let Some(publish) = self.heard.pop_front() {
+                permit.send(publish);
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        shared.with(|broker| {
+            let was_reading = self.reading;
+            let end = self.handle_packets(broker)?;
+            if self.reading && !was_reading {
+                // The client could not be heard; its silence counts from now.
+                self.last_heard = Instant::now();
+            }
+            if self.writing.is_empty() {
+                // Taken even at the end: a DISCONNECT doesn't cancel the answers before it.
+                if !broker.take_output(self.number, &mut self.writing) {
+                    return Ok(Some(End::Lost));
+                }
+                if !self.writing.is_empty() {
+                    self.last_progress = Instant::now();
+                }
+            }
+            Ok(end)
+        })
+    }
+
+    fn handle_packets(&mut self, broker: &mut Broker) -> Result<Option<End>, Violation> {
+        loop {
+            self.reading = broker.may_read(self.number);
+            if self.starved || !self.reading || self.heard.len() >= HEARD {
+                return Ok(None);
+            }
+            match wire::take_packet(&mut self.read) {
+                Ok(Some(Packet::Disconnect)) => return Ok(Some(End::Disconnect)),
+                Ok(Some(packet)) => broker.handle_packet(self.number, packet)?,
+                Ok(None) => self.starved = true,
+                Err(violation) => {
+                    if violation == Violation::TooLarge {
+                        broker.handle_too_large(self.number);
+                    }
+                    return Err(violation);
+                }
+            }
+            broker.take_heard(&mut self.heard);
+        }
+    }
+
+    fn handle_written(&mut self) {
+        self.last_progress = Instant::now();
+        if self.writing.is_empty() {
+            let number = self.number;
+            self.shared.with(|broker| broker.handle_written(number));
+        }
+    }
+
+    /// When the client is overdue, if nothing happens until then.
+    fn deadline(&self) -> Option<Instant> {
+        let silent = self.silence.filter(|_| self.reading).map(|limit| self.last_heard + limit);
+        let stuck = (!self.writing.is_empty()).then(|| self.last_progress + WRITE_DEADLINE);
+        silent.into_iter().chain(stuck).min()
+    }
+
+    fn overdue(&self) -> Option<End> {
+        let now = Instant::now();
+        self.deadline().filter(|due| *due <= now)?;
+        let stuck = !self.writing.is_empty() && self.last_progress + WRITE_DEADLINE <= now;
+        Some(if stuck { End::Lost } else { End::KeepAlive })
+    }
+
+    /// Ends the connection: its last bytes, its socket, its session's link, then what the gateway has yet to hear.
+    async fn close(mut self, end: Option<End>) {
+        let number = self.number;
+        if end.is_none_or(|end| end == End::Disconnect) {
+            let shared = Arc::clone(&self.shared);
+            // The client may be gone already, and nothing is lost with it.
+            let _ = timeout(FLUSH_DEADLINE, async {
+                loop {
+                    self.writer.write_all_buf(&mut self.writing).await?;
+                    shared.with(|broker| broker.handle_written(number));
+                    shared.with(|broker| broker.take_output(number, &mut self.writing));
+                    if self.writing.is_empty() {
+                        return self.writer.shutdown().await;
+                    }
+                }
+            })
+            .await;
+        }
+        self.shared.unregister(number);
+        let Some(end) = end else { return };
+        self.shared.with(|broker| {
+            broker.handle_end(Instant::now(), number, end);
+            broker.take_heard(&mut self.heard);
+        });
+        drop((self.reader, self.writer));
+        for publish in self.heard {
+            if self.publishes.send(publish).await.is_err() {
+                return;
+            }
+        }
+    }
+}

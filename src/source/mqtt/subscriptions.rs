@@ -1,0 +1,124 @@
+//! Which filters the session at the broker has, as far as it confirmed them, kept in a file.
+//!
+//! A SUBSCRIBE brings every retained message again, so a resumed session is asked only for what it lacks. The file has
+//! the session's owner (client and broker) in its first line and one confirmed filter in each other; when it is missing,
+//! of another owner or unreadable, nothing is confirmed and everything is asked for: retained messages come once more,
+//! and no filter is missed.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// The wanted and the confirmed filters.
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    file: PathBuf,
+    owner: String,
+    wanted: Vec<String>,
+    confirmed: Vec<String>,
+}
+
+impl Subscriptions {
+    /// Reads what was confirmed to `owner` earlier.
+    pub(super) fn load(file: PathBuf, owner: String, mut wanted: Vec<String>) -> Self {
+        wanted.sort_unstable();
+        wanted.dedup();
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let mut lines = text.lines();
+        let confirmed = match lines.next() {
+            Some(first) if first == owner => lines.map(str::to_owned).collect(),
+            _ => Vec::new(),
+        };
+        Self { file, owner, wanted, confirmed }
+    }
+
+    /// What the session lacks, and what it has too much.
+    pub(super) fn changes(&self) -> (Vec<String>, Vec<String>) {
+        let without = |some: &[String], others: &[String]| {
+            some.iter().filter(|filter| !others.contains(filter)).cloned().collect()
+        };
+        (without(&self.wanted, &self.confirmed), without(&self.confirmed, &self.wanted))
+    }
+
+    /// The broker began a new session: it has no filter. Noted on disk before any is asked for, so that a crash before
+    /// the SUBACK does not leave a session that is taken for subscribed.
+    pub(super) fn handle_new_session(&mut self) {
+        if !self.confirmed.is_empty() {
+            self.confirmed.clear();
+            self.save();
+        }
+    }
+
+    /// The broker confirmed all changes.
+    pub(super) fn handle_confirmed(&mut self) {
+        self.confirmed.clone_from(&self.wanted);
+        self.save();
+    }
+
+    fn save(&self) {
+        let mut text = self.owner.clone();
+        for filter in &self.confirmed {
+            text.push('\n');
+            text.push_str(filter);
+        }
+        text.push('\n');
+        if let Err(error) = replace(&self.file, text.as_bytes()) {
+            let file = self.file.display();
+            tracing::warn!(
+                "{file}: {error}; retained messages may come again; free or mend the disk"
+            );
+        }
+    }
+}
+
+/// Puts a file in place of another so that a crash leaves the one or the other.
+fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = file.with_extension("new");
+    let mut out = File::create(&new)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    fs::rename(&new, file)?;
+    match file.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &Path, owner: &str, wanted: &[&str]) -> Subscriptions {
+        let wanted = wanted.iter().map(|filter| (*filter).to_owned()).collect();
+        Subscriptions::load(file.to_owned(), owner.to_owned(), wanted)
+    }
+
+    fn changes(subscriptions: &Subscriptions) -> String {
+        let (missing, surplus) = subscriptions.changes();
+        format!("+{} -{}", missing.join(","), surplus.join(","))
+    }
+
+    #[test]
+    fn only_the_difference_to_what_was_confirmed_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("subscriptions");
+        let mut first = load(&file, "gw at b:1", &["b/#", "a/#", "a/#"]);
+        assert_eq!(changes(&first), "+a/#,b/# -");
+        first.handle_confirmed();
+        assert_eq!(changes(&first), "+ -");
+        assert_eq!(changes(&load(&file, "gw at b:1", &["b/#", "c/#"])), "+c/# -a/#");
+        assert_eq!(changes(&load(&file, "gw at other:1", &["b/#"])), "+b/# -");
+        first.handle_new_session();
+        assert_eq!(changes(&load(&file, "gw at b:1", &["b/#"])), "+b/# -");
+    }
+
+    #[test]
+    fn a_damaged_file_confirms_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("subscriptions");
+        fs::write(&file, b"\xff\xfe\n").unwrap();
+        assert_eq!(changes(&load(&file, "gw", &["a"])), "+a -");
+    }
+}
