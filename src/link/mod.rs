@@ -175,7 +175,7 @@ async fn run(
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
