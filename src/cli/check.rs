@@ -18,7 +18,7 @@ use crate::config::{
 ///
 /// Exit code 0, or 78 when the gateway could not start with it: a fault in the file, or a credential that is missing
 /// or open to others. A credential that only this user may not read is no fault: the gateway may be another user.
-pub fn check(file: &Path) -> ExitCode {
+pub(super) fn check(file: &Path) -> ExitCode {
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(error) => {

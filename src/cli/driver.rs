@@ -246,16 +246,22 @@ impl Driver {
     fn deliver(&mut self, source: SourceId, delivery: source::Delivery) {
         let token = delivery.token;
         self.state.tried.insert(token, (delivery.clone(), source));
-        let sent = self.sources.get(usize::from(source.0)).is_some_and(|source| {
-            source.requests.send(source::Request::Deliver(delivery)).is_ok()
-        });
+        let sent = self
+            .sources
+            .get(usize::from(source.0))
+            .is_some_and(|source| source.requests.send(source::Request::Deliver(delivery)).is_ok());
         if !sent {
             self.state.tried.remove(&token);
             self.gateway.handle_undelivered(now(), token);
         }
     }
 
-    fn handle_question(&mut self, now: Now, ask: Ask, reply: oneshot::Sender<Result<Value, String>>) {
+    fn handle_question(
+        &mut self,
+        now: Now,
+        ask: Ask,
+        reply: oneshot::Sender<Result<Value, String>>,
+    ) {
         match ask {
             Ask::Status {} => {
                 // Whoever asked may have gone.
@@ -274,7 +280,9 @@ impl Driver {
                     }
                 };
                 let matches = |filter: &String| crate::topic::filter_matches(filter, &topic);
-                if !crate::topic::is_valid_name(&topic) || !self.gateway.interests().iter().any(matches) {
+                if !crate::topic::is_valid_name(&topic)
+                    || !self.gateway.interests().iter().any(matches)
+                {
                     reply.send(Err(format!("no [[telemetry]] topic matches {topic:?}"))).ok();
                     return;
                 }

@@ -16,11 +16,10 @@ use clap::{Parser, Subcommand};
 use crate::{config::Config, ops::log};
 
 /// The configuration is wrong (sysexits.h, EX_CONFIG): systemd does not restart on it.
-const EXIT_CONFIG_CODE: u8 = 78;
-const EXIT_CONFIG: ExitCode = exit_config();
+const EXIT_CONFIG: u8 = 78;
 
 /// Wrong usage.
-const EXIT_USAGE_CODE: u8 = 2;
+const EXIT_USAGE: u8 = 2;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -101,7 +100,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // Help and version are no errors; where the terminal went away nobody is left to tell.
             error.print().ok();
-            return if error.use_stderr() { ExitCode::from(EXIT_USAGE_CODE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
     #[cfg(feature = "demo")]
@@ -112,7 +111,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     if let Err(error) = log::start(arguments.log.as_deref()) {
         eprintln!("--log: {error}");
-        return ExitCode::from(EXIT_USAGE_CODE);
+        return ExitCode::from(EXIT_USAGE);
     }
     match arguments.command {
         Command::Run(file) => run::run(&file.config),
@@ -135,7 +134,7 @@ fn with_config(file: &std::path::Path, command: impl FnOnce(&Config) -> ExitCode
         Ok(config) => command(&config),
         Err(error) => {
             eprintln!("{error}");
-            EXIT_CONFIG
+            ExitCode::from(EXIT_CONFIG)
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     identity::{self, Token},
     link,
     ops::control,
-    protocol::{DEFAULT_MESSAGE_BYTES, Epoch, StreamName, SUBPROTOCOL_JSON},
+    protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
     record::SourceId,
     source::{NOTICE_QUEUE, PUBLISH_QUEUE, Sink, listener, mqtt},
     spool::Limits,
@@ -37,14 +37,14 @@ pub(super) fn run(file: &Path) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            return super::EXIT_CONFIG;
+            return ExitCode::from(super::EXIT_CONFIG);
         }
     };
     let parts = match prepare(&config) {
         Ok(parts) => parts,
         Err(error) => {
             tracing::error!("{error:#}");
-            return super::EXIT_CONFIG;
+            return ExitCode::from(super::EXIT_CONFIG);
         }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -138,14 +138,15 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     if let Some(mqtt) = &config.mqtt {
         let state_file = config.gateway.state_dir.join("mqtt-filters");
         let sink = sink(sources.len());
-        let running = mqtt::start(mqtt, &parts.id, interests, parts.mqtt_tls, state_file, sink)?;
+        let running = mqtt::start(mqtt, &parts.id, interests, parts.mqtt_tls, state_file, sink);
         sources.push(Source { name: "mqtt", requests: running.requests, task: running.task });
     }
     let url = config.uplink.as_ref().map(|uplink| uplink.url.to_string());
     tracing::info!(
         gateway = parts.id,
         url = url.as_deref().unwrap_or("none: records are kept until [uplink] url is set"),
-        "fieldgate {} runs", env!("CARGO_PKG_VERSION")
+        "fieldgate {} runs",
+        env!("CARGO_PKG_VERSION")
     );
     let driver = Driver {
         gateway,
@@ -168,7 +169,10 @@ fn report(found: &Found) {
     }
     if found.report.torn_bytes > 0 {
         let bytes = found.report.torn_bytes;
-        tracing::info!(bytes, "an unfinished write was cut off the spool; it was never acknowledged");
+        tracing::info!(
+            bytes,
+            "an unfinished write was cut off the spool; it was never acknowledged"
+        );
     }
     let records: u64 = found.held.iter().map(|held| held.next - held.acked - 1).sum();
     if records > 0 {

@@ -64,7 +64,7 @@ pub fn show_duration(duration: Duration) -> String {
 /// A size as the file would write it, in the largest unit that is exact.
 pub fn show_size(bytes: u64) -> String {
     let (unit, factor) =
-        SIZE_UNITS.into_iter().find(|(_, f)| bytes >= *f && bytes % f == 0).unwrap_or(("B", 1));
+        SIZE_UNITS.into_iter().find(|(_, f)| bytes >= *f && bytes.is_multiple_of(*f)).unwrap_or(("B", 1));
     format!("{}{unit}", bytes / factor)
 }
 
