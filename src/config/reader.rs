@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Where the key was written, or else its table.
-    pub(super) fn origin(&self, key: &str) -> Origin {
+    fn origin(&self, key: &str) -> Origin {
         let written = self.section.map(|section| match section.entries.get(key) {
             Some(entry) => &entry.origin,
             None => &section.origin,
