@@ -45,6 +45,50 @@ impl fmt::Display for CommandId {
     }
 }
 
+/// One pattern of `commands.allow`: `device/command`, `*` standing for any run of characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// Matches the device's name.
+    pub device: String,
+    /// Matches the command's name.
+    pub command: String,
+}
+
+impl Allow {
+    /// Reads `device/command`. The command is what follows the last `/`, for a device's name may
+    /// hold some.
+    ///
+    /// # Errors
+    /// Says what is wrong and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('/') {
+            Some((device, command)) if !device.is_empty() && !command.is_empty() => {
+                Ok(Self { device: device.into(), command: command.into() })
+            }
+            _ => Err(format!("{text:?} is not device/command; write one such as \"*/identify\"")),
+        }
+    }
+
+    /// Whether this pattern lets `command` be sent to `device`.
+    pub fn permits(&self, device: &str, command: &str) -> bool {
+        matches_pattern(&self.device, device) && matches_pattern(&self.command, command)
+    }
+}
+
+/// Whether `text` is what `pattern` says, `*` standing for any run of characters, also an empty
+/// one. Takes at most the product of both lengths in steps.
+fn matches_pattern(pattern: &str, text: &str) -> bool {
+    let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(head) else { return false };
+    // Taking the first place where a part fits leaves the most for those that follow.
+    while let Some((part, after)) = rest.split_once('*') {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+        rest = after;
+    }
+    text.ends_with(rest)
+}
+
 /// What a device is to do.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -158,6 +202,24 @@ mod tests {
             assert!(CommandId::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
         assert!(CommandId::try_from("0191e2c4-7b1a-7def-8000-1234567890ab".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, device, command, permits) in [
+            ("plc-*/set", "plc-01", "set", true),
+            ("plc-*/set", "xplc-01", "set", false),
+            ("*/*", "", "", true),
+            ("a*b*c/*", "a-b-b-c", "x", true),
+            ("a*b/*", "a-b-c", "x", false),
+            ("ab*ba/*", "aba", "x", false),
+            ("hall/*/on", "hall/lamp", "on", true),
+            ("same/same", "same", "other", false),
+        ] {
+            let allow = Allow::parse(pattern).unwrap();
+            assert_eq!(allow.permits(device, command), permits, "{pattern}: {device}/{command}");
+        }
+        assert!(Allow::parse("no-slash").is_err() && Allow::parse("/x").is_err());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `fieldgate check`: says in plain sentences what the configuration means. It reads the file, the environment and
-//! the credential files' first bytes; it writes nothing and opens no connection.
+//! `fieldgate check`: says in plain sentences what the configuration means. It reads the file, the
+//! environment and the credential files' first bytes; it writes nothing and opens no connection.
 
 use std::{
     fmt::Write as _,
@@ -16,8 +16,9 @@ use crate::config::{
 
 /// Explains the file on standard output, or its faults on standard error.
 ///
-/// Exit code 0, or 78 when the gateway could not start with it: a fault in the file, or a credential that is missing
-/// or open to others. A credential that only this user may not read is no fault: the gateway may be another user.
+/// Exit code 0, or 78 when the gateway could not start with it: a fault in the file, or a
+/// credential that is missing or open to others. A credential that only this user may not read is
+/// no fault: the gateway may be another user.
 pub(super) fn check(file: &Path) -> ExitCode {
     let config = match Config::load(file) {
         Ok(config) => config,
@@ -46,7 +47,7 @@ pub(super) fn check(file: &Path) -> ExitCode {
 fn explain(config: &Config) -> String {
     let mut text = String::new();
     let mut say = |line: String| text.extend([line.as_str(), "\n"]);
-    say(format!("{} is a good configuration. It means:", config.file.display()));
+    say(format!("What {} means:", config.file.display()));
     say(match &config.gateway.id {
         Some(id) => format!("The gateway is called {id}."),
         None => "The gateway is called as its credential says, else by host and machine id.".into(),
@@ -300,7 +301,7 @@ mod tests {
         );
         assert_eq!(
             explain(&config),
-            "/etc/fieldgate/fieldgate.toml is a good configuration. It means:\n\
+            "What /etc/fieldgate/fieldgate.toml means:\n\
              The gateway is called gw-1.\n\
              It connects to the MQTT broker broker.lan on port 1883 without TLS, as u, with up to \
              20 messages in flight.\n\

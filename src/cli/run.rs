@@ -202,9 +202,7 @@ fn settings(
     let commands = CommandRules {
         topic: config.commands.topic.clone(),
         reply: config.commands.reply.clone(),
-        allow: (config.commands.allow.iter())
-            .map(|allow| (allow.device.clone(), allow.command.clone()))
-            .collect(),
+        allow: config.commands.allow.clone(),
         inflight: INFLIGHT_COMMANDS,
     };
     let uplink = config.uplink.as_ref().map(|uplink| UplinkSettings {

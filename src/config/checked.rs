@@ -1,17 +1,21 @@
-//! From what was written to what is meant: each table becomes its part of the [`Config`], with its defaults, or says
-//! why it can't.
+//! From what was written to what is meant: each table becomes its part of the [`Config`], with its
+//! defaults, or says why it can't.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{
-    Allow, Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mode, Mqtt, Spool,
+    Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mode, Mqtt, Spool,
     Telemetry, Uplink,
     error::{Fault, Origin},
     raw::{Raw, not_available},
     reader::{Places, Reader},
     values::{address, broker_url, hub_url, is_loopback},
 };
-use crate::{protocol::StreamName, record::is_device_name, topic::Template};
+use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
 
 const MAX_LANES: usize = 16;
 const MAX_ALLOWED: usize = 1_000;
@@ -38,6 +42,10 @@ pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec
         [] => None,
         _ => listener(&mut Reader::of(raw, "listener", places, faults)),
     };
+    if let (Some(mqtt), Some(listener)) = (&mqtt, &listener) {
+        let reader = &mut Reader::of(raw, "listener", places, faults);
+        keep_apart(mqtt, listener, reader);
+    }
     let telemetry = telemetry(raw, places, faults, &spool.lanes);
     let commands = commands(&mut Reader::of(raw, "commands", places, faults));
     // A fault elsewhere may well be the reason why there is none.
@@ -251,6 +259,20 @@ fn listener(reader: &mut Reader<'_>) -> Option<Listener> {
         max_clients: reader.count("max_clients", 100, 1..=10_000).into(),
         max_inflight: reader.count("max_inflight", 100, 1..=u16::MAX).into(),
     })
+}
+
+/// A broker on this machine and the listener can't have the same port: whichever starts first would
+/// keep the other out, and the gateway might connect to itself.
+fn keep_apart(mqtt: &Mqtt, listener: &Listener, reader: &mut Reader<'_>) {
+    let same = listener.bind.is_some_and(|bind| {
+        let host = mqtt.host.parse::<IpAddr>();
+        bind.port() == mqtt.port && host.map_or(is_loopback(&mqtt.host), |ip| ip == bind.ip())
+    });
+    if same {
+        let text = "mqtt.url names a broker at the same address; write another port, or keep one \
+                    of [mqtt] and [listener]";
+        reader.fault("bind", text);
+    }
 }
 
 fn telemetry(

@@ -1,8 +1,9 @@
 //! The environment: any key can be set by a variable, and systemd tells its directories.
 //!
-//! `FIELDGATE_UPLINK__URL` sets `uplink.url`: two underscores stand for the dot. The value is text as it is, or TOML
-//! where the key is no text: `FIELDGATE_SPOOL__LANES='["alarms"]'`. `FIELDGATE_TELEMETRY` is a whole list:
-//! `[{topic="a/{device}"}]`, and takes the place of the file's. Unknown names are errors, as in the file.
+//! `FIELDGATE_UPLINK__URL` sets `uplink.url`: two underscores stand for the dot. The value is text
+//! as it is, or TOML where the key is no text: `FIELDGATE_SPOOL__LANES='["alarms"]'`.
+//! `FIELDGATE_TELEMETRY` is a whole list: `[{topic="a/{device}"}]`, and takes the place of the
+//! file's. Unknown names are errors, as in the file.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -107,7 +108,8 @@ fn apply(
     Ok(())
 }
 
-/// A variable's value in the type of its key: an id of digits stays text, and quotes may be written or left out.
+/// A variable's value in the type of its key: an id of digits stays text, and quotes may be written
+/// or left out.
 fn typed(value: &str, key: &Key, origin: &Origin) -> Value {
     match DeValue::parse(value) {
         Ok(toml) if !key.is_text() || matches!(toml.get_ref(), DeValue::String(_)) => {

@@ -1,4 +1,5 @@
-//! What is wrong with a configuration: every fault at once, each with its place, the key, and what mends it.
+//! What is wrong with a configuration: every fault at once, each with its place, the key, and what
+//! mends it.
 
 use std::{
     fmt,
@@ -7,7 +8,8 @@ use std::{
 
 /// A configuration that can't be used, with all its faults.
 ///
-/// Printed it is one line per fault: `fieldgate.toml:12: uplink.url: scheme "http" is not a WebSocket scheme; use wss://`.
+/// Printed it is one line per fault: `fieldgate.toml:12: uplink.url: scheme "http" is not a
+/// WebSocket scheme; use wss://`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     file: PathBuf,
@@ -37,8 +39,8 @@ pub(super) enum Origin {
 }
 
 impl ConfigError {
-    /// The exit code of a program that was started with such a configuration: `EX_CONFIG` of sysexits.h. The unit
-    /// does not restart on it.
+    /// The exit code of a program that was started with such a configuration: `EX_CONFIG` of
+    /// sysexits.h. The unit does not restart on it.
     pub const EXIT_CODE: u8 = 78;
 
     pub(super) fn new(file: &Path, mut faults: Vec<Fault>) -> Self {

@@ -1,7 +1,9 @@
-//! What the user wrote, checked: `fieldgate.toml` and the environment become a [`Config`] in which every value is valid.
+//! What the user wrote, checked: `fieldgate.toml` and the environment become a [`Config`] in which
+//! every value is valid.
 //!
-//! Every path in it is absolute, every default filled in. Loading reads the file and the environment and nothing else;
-//! whether a certificate can be read or a host be reached is asked later, by those who need it.
+//! Every path in it is absolute, every default filled in. Loading reads the file and the
+//! environment and nothing else; whether a certificate can be read or a host be reached is asked
+//! later, by those who need it.
 
 mod checked;
 mod environment;
@@ -30,7 +32,7 @@ use self::{
     raw::Raw,
     reader::Places,
 };
-use crate::{protocol::StreamName, topic::Template};
+use crate::{command::Allow, protocol::StreamName, topic::Template};
 
 /// The largest file that is read, in bytes; a larger one is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -54,7 +56,8 @@ pub struct Config {
     pub telemetry: Vec<Telemetry>,
     /// `[commands]`
     pub commands: Commands,
-    /// What is right but should be known, each a sentence with its key: for the log at the start and for `check`.
+    /// What is right but should be known, each a sentence with its key: for the log at the start
+    /// and for `check`.
     pub notes: Vec<String>,
 }
 
@@ -84,8 +87,8 @@ impl Config {
         Self::from_text(&text, path, variables.into_iter())
     }
 
-    /// Checks a file's text, with `env` as the environment. `file` says what relative paths are relative to, and
-    /// stands in errors as it is given.
+    /// Checks a file's text, with `env` as the environment. `file` says what relative paths are
+    /// relative to, and stands in errors as it is given.
     ///
     /// # Errors
     /// All faults that were found, with their lines.
@@ -114,6 +117,7 @@ fn read_file(path: &Path) -> Result<String, String> {
              name another with --config"
                 .into()
         }
+        std::io::ErrorKind::IsADirectory => "it is a directory; name a file in it".into(),
         _ => format!("it can't be read: {error}; see its owner and mode"),
     };
     let mut bytes = Vec::new();
@@ -129,7 +133,8 @@ fn read_file(path: &Path) -> Result<String, String> {
 /// `[gateway]`
 #[derive(Debug, Clone)]
 pub struct Gateway {
-    /// As configured; `None`: the credential's subject, else host name and 6 digits of the machine id.
+    /// As configured; `None`: the credential's subject, else host name and 6 digits of the machine
+    /// id.
     pub id: Option<String>,
     /// Where the spool, the journal and the status socket live.
     pub state_dir: PathBuf,
@@ -297,47 +302,4 @@ pub struct Commands {
     pub reply: Template,
     /// What may be asked of whom.
     pub allow: Vec<Allow>,
-}
-
-/// One pattern of `commands.allow`: `device/command`, `*` standing for any run of characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Allow {
-    /// Matches the device's name.
-    pub device: String,
-    /// Matches the command's name.
-    pub command: String,
-}
-
-impl Allow {
-    /// Reads `device/command`. The command is what follows the last `/`, for a device's name may hold some.
-    ///
-    /// # Errors
-    /// Says what is wrong and what to write.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        match text.rsplit_once('/') {
-            Some((device, command)) if !device.is_empty() && !command.is_empty() => {
-                Ok(Self { device: device.into(), command: command.into() })
-            }
-            _ => Err(format!("{text:?} is not device/command; write one such as \"*/identify\"")),
-        }
-    }
-
-    /// Whether this pattern lets `command` be sent to `device`.
-    pub fn permits(&self, device: &str, command: &str) -> bool {
-        matches_pattern(&self.device, device) && matches_pattern(&self.command, command)
-    }
-}
-
-/// Whether `text` is what `pattern` says, `*` standing for any run of characters, also an empty one. Takes at most
-/// the product of both lengths in steps.
-fn matches_pattern(pattern: &str, text: &str) -> bool {
-    let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut text) = text.strip_prefix(head) else { return false };
-    // Taking the first place where a part fits leaves the most for those that follow.
-    while let Some((part, after)) = rest.split_once('*') {
-        let Some(at) = text.find(part) else { return false };
-        text = &text[at + part.len()..];
-        rest = after;
-    }
-    text.ends_with(rest)
 }

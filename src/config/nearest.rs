@@ -1,7 +1,7 @@
 //! The known word that somebody who wrote an unknown one most likely meant.
 
-/// The nearest of `known`: one that `word` abbreviates (`token` for `token_file`), or the one with the fewest letters
-/// to change; `None` when none is near.
+/// The nearest of `known`: one that `word` abbreviates (`token` for `token_file`), or the one with
+/// the fewest letters to change; `None` when none is near.
 pub(super) fn nearest<'a>(
     word: &str,
     known: impl IntoIterator<Item = &'a str> + Clone,

@@ -1,7 +1,8 @@
-//! What the file may say: its tables and keys, and the file as it was written, every value with its place.
+//! What the file may say: its tables and keys, and the file as it was written, every value with its
+//! place.
 //!
-//! [`TABLES`] is the contract. Reading finds unknown and repeated names and says which were meant; whether a value
-//! is right is decided in `checked`, which asks for each by its key.
+//! [`TABLES`] is the contract. Reading finds unknown and repeated names and says which were meant;
+//! whether a value is right is decided in `checked`, which asks for each by its key.
 
 use std::collections::BTreeMap;
 
@@ -132,8 +133,8 @@ pub(super) const TABLES: [Table; 7] = [
     },
 ];
 
-/// What the contract has and this version has not, and what to do instead. Refused rather than ignored: a gateway
-/// that only seems to use a proxy is worse than one that says that it can't.
+/// What the contract has and this version has not, and what to do instead. Refused rather than
+/// ignored: a gateway that only seems to use a proxy is worse than one that says that it can't.
 const NOT_AVAILABLE: [(&str, &str, &str); 6] = [
     ("uplink.proxy", "a proxy", "remove it; the gateway connects to the hub directly"),
     ("uplink.jwt", "signing tokens", "remove it; use token_file or a client certificate"),
@@ -143,7 +144,8 @@ const NOT_AVAILABLE: [(&str, &str, &str); 6] = [
     ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
 ];
 
-/// The fault and remedy of something that is in the contract but not in this version; `at` is a dotted key.
+/// The fault and remedy of something that is in the contract but not in this version; `at` is a
+/// dotted key.
 pub(super) fn not_available(at: &str) -> Option<String> {
     let (_, what, remedy) = NOT_AVAILABLE.iter().find(|(known, ..)| *known == at)?;
     Some(format!("{what} is not available in this version; {remedy}"))

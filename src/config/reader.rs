@@ -1,5 +1,5 @@
-//! Asks a table for its values, one key at a time, each in the type that its key has. What is wrong becomes a fault,
-//! and a stand-in is given, so that one look finds all faults.
+//! Asks a table for its values, one key at a time, each in the type that its key has. What is wrong
+//! becomes a fault, and a stand-in is given, so that one look finds all faults.
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Where the key was written, or else its table.
-    pub(super) fn origin(&self, key: &str) -> Origin {
+    fn origin(&self, key: &str) -> Origin {
         let written = self.section.map(|section| match section.entries.get(key) {
             Some(entry) => &entry.origin,
             None => &section.origin,
@@ -234,7 +234,8 @@ impl<'a> Reader<'a> {
 }
 
 impl Places {
-    /// A path as it was written, made absolute: relative to the file, or in systemd's credentials directory.
+    /// A path as it was written, made absolute: relative to the file, or in systemd's credentials
+    /// directory.
     fn resolve(&self, text: &str) -> Result<PathBuf, String> {
         const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
         if let Some(name) = text.strip_prefix(CREDENTIALS) {

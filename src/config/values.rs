@@ -1,5 +1,5 @@
-//! The forms in which the file writes values: durations, sizes, URLs, addresses. Each either becomes the thing itself
-//! or says what is wrong and what to write. Pure.
+//! The forms in which the file writes values: durations, sizes, URLs, addresses. Each either
+//! becomes the thing itself or says what is wrong and what to write. Pure.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -38,7 +38,8 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
     number_and_unit(text, &SIZE_UNITS).ok_or_else(|| {
         format!(
-            "{text:?} is not a size; write a whole number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB, such as \"64KiB\""
+            "{text:?} is not a size; write a whole number and B, KiB, MiB, GiB, TiB, KB, MB, GB or \
+             TB, such as \"64KiB\""
         )
     })
 }
@@ -56,15 +57,17 @@ pub fn show_duration(duration: Duration) -> String {
     let (unit, factor) = DURATION_UNITS
         .into_iter()
         .rev()
-        .find(|(_, f)| ms >= *f && ms % f == 0)
+        .find(|(_, f)| ms >= *f && ms.is_multiple_of(*f))
         .unwrap_or(("ms", 1));
     format!("{}{unit}", ms / factor)
 }
 
 /// A size as the file would write it, in the largest unit that is exact.
 pub fn show_size(bytes: u64) -> String {
-    let (unit, factor) =
-        SIZE_UNITS.into_iter().find(|(_, f)| bytes >= *f && bytes.is_multiple_of(*f)).unwrap_or(("B", 1));
+    let (unit, factor) = SIZE_UNITS
+        .into_iter()
+        .find(|(_, f)| bytes >= *f && bytes.is_multiple_of(*f))
+        .unwrap_or(("B", 1));
     format!("{}{unit}", bytes / factor)
 }
 
@@ -125,7 +128,8 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The scheme in lower case and what follows `://`. Refuses credentials, and never repeats a URL that has them.
+/// The scheme in lower case and what follows `://`. Refuses credentials, and never repeats a URL
+/// that has them.
 fn scheme<'a>(text: &'a str, such_as: &str, instead: &str) -> Result<(String, &'a str), String> {
     let authority_of = |rest: &'a str| rest.split(['/', '?', '#']).next().unwrap_or(rest);
     match text.split_once("://") {
@@ -226,7 +230,8 @@ mod tests {
             ("http://hub", "scheme \"http\" is not a WebSocket scheme; use wss://"),
             (
                 "hub.example.com",
-                "\"hub.example.com\" is not a URL; write one such as wss://hub.example.com/v1/gateway",
+                "\"hub.example.com\" is not a URL; write one such as \
+                 wss://hub.example.com/v1/gateway",
             ),
             (
                 "user:secret@hub",
@@ -245,7 +250,8 @@ mod tests {
             ("wss://h/a b", "the URL has spaces or letters beyond ASCII; write them as %XX"),
             (
                 "wss://h%41/",
-                "\"h%41\" is not a host name; write letters, digits, - and . (other alphabets as xn--…)",
+                "\"h%41\" is not a host name; write letters, digits, - and . (other alphabets as \
+                 xn--…)",
             ),
             (
                 "ws://hub.lan/",
@@ -253,7 +259,8 @@ mod tests {
             ),
             (
                 "ws://10.0.0.1/",
-                "ws:// would send credentials and readings to \"10.0.0.1\" in the clear; use wss://",
+                "ws:// would send credentials and readings to \"10.0.0.1\" in the clear; use \
+                 wss://",
             ),
         ] {
             assert_eq!(hub_url(text), Err(says.into()), "{text}");

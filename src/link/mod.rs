@@ -29,7 +29,7 @@ use crate::{config::HubUrl, identity::Token};
 pub const REQUEST_QUEUE: usize = 4;
 
 /// How many events may wait for the gateway.
-pub const EVENT_QUEUE: usize = 64;
+pub const EVENT_QUEUE: usize = 8;
 
 /// Where to, and what to show there.
 #[derive(Clone)]

@@ -1,8 +1,9 @@
-//! The log, on standard error: for a person on a terminal with time and colour; otherwise for journald, which knows
-//! the time itself: one line per event, `key=value`, and the syslog priority in front where the journal reads it.
+//! The log, on standard error: for a person on a terminal with time and colour; otherwise for
+//! journald, which knows the time itself: one line per event, `key=value`, and the syslog priority
+//! in front where the journal reads it.
 //!
-//! What devices and servers sent may stand in a field, so no event may make a line of its own: control characters are
-//! written as escapes. Source of the prefix: sd-daemon(3).
+//! What devices and servers sent may stand in a field, so no event may make a line of its own:
+//! control characters are written as escapes. Source of the prefix: sd-daemon(3).
 
 use std::{
     fmt::{self, Write as _},
@@ -22,7 +23,8 @@ use tracing_subscriber::{
 /// What is logged when nobody says otherwise.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::INFO;
 
-/// Crates that tell every packet and every record of TLS: they speak up only when something is wrong, unless named.
+/// Crates that tell every packet and every record of TLS: they speak up only when something is
+/// wrong, unless named.
 const QUIET: [&str; 8] =
     ["h2", "hyper", "hyper_util", "mio", "rumqttc", "rustls", "tokio_tungstenite", "tungstenite"];
 
@@ -32,12 +34,14 @@ const MAX_FILTERS: usize = 64;
 /// What `--log` or `FIELDGATE_LOG` says is no filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a log filter; write error, warn, info, debug or trace, or target=level, joined by commas"
+    "{0:?} is not a log filter; write error, warn, info, debug or trace, or target=level, joined \
+     by commas"
 )]
 pub struct FilterError(String);
 
 /// Starts logging. `level` is `--log`, else `FIELDGATE_LOG` says it, else it is `info`: a level
-/// (`error|warn|info|debug|trace`), `target=level`, or several of them joined by commas (`info,fieldgate::link=debug`).
+/// (`error|warn|info|debug|trace`), `target=level`, or several of them joined by commas
+/// (`info,fieldgate::link=debug`).
 ///
 /// A second start in one process changes nothing.
 ///
@@ -60,7 +64,8 @@ pub fn start(level: Option<&str>) -> Result<(), FilterError> {
     Ok(())
 }
 
-/// Reads the filters. Later ones win over earlier ones of the same target, longer targets over shorter.
+/// Reads the filters. Later ones win over earlier ones of the same target, longer targets over
+/// shorter.
 fn targets(text: &str) -> Result<Targets, FilterError> {
     let mut default = DEFAULT_LEVEL;
     let mut named = Vec::new();
@@ -91,8 +96,8 @@ fn level(text: &str) -> Option<LevelFilter> {
         .flatten()
 }
 
-/// Whether `$JOURNAL_STREAM` (`device:inode`) names our standard error: the variable is inherited also by those whose
-/// output goes elsewhere.
+/// Whether `$JOURNAL_STREAM` (`device:inode`) names our standard error: the variable is inherited
+/// also by those whose output goes elsewhere.
 fn is_stderr(journal_stream: &str) -> bool {
     let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() else { return false };
     let Ok(stderr) = std::fs::File::from(stderr).metadata() else { return false };
@@ -230,7 +235,8 @@ mod tests {
     #[test]
     fn an_event_is_one_line_with_its_priority() {
         let line = logged(true, || {
-            tracing::warn!(target: "fieldgate::link", topic = %"a\n<0>b\u{1b}[31m", bytes = 7, "é cut");
+            tracing::warn!(target: "fieldgate::link", topic = %"a\n<0>b\u{1b}[31m", bytes = 7, "é \
+             cut");
         });
         assert_eq!(line, "<4>fieldgate::link: é cut topic=a\\n<0>b\\u{1b}[31m bytes=7\n");
         let line = logged(false, || tracing::info!(target: "fieldgate", "ready"));

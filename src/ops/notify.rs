@@ -1,4 +1,5 @@
-//! Tells systemd how the service is doing (sd_notify). Without `$NOTIFY_SOCKET` nobody asked, and nothing is done.
+//! Tells systemd how the service is doing (sd_notify). Without `$NOTIFY_SOCKET` nobody asked, and
+//! nothing is done.
 //!
 //! Never an error: the service manager being hard of hearing is no reason to stop carrying records.
 //! Source: sd_notify(3).
@@ -10,8 +11,8 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// One line for a person, shown by `systemctl status`. A line break in it becomes a space, for what follows one would
-/// be another message to systemd.
+/// One line for a person, shown by `systemctl status`. A line break in it becomes a space, for what
+/// follows one would be another message to systemd.
 pub fn status(line: &str) {
     let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     tell(&[NotifyState::Status(&line)]);
@@ -27,7 +28,8 @@ pub fn watchdog() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// How long systemd waits for [`watchdog`] before it kills the service; `None` when it does not watch.
+/// How long systemd waits for [`watchdog`] before it kills the service; `None` when it does not
+/// watch.
 pub fn watchdog_interval() -> Option<std::time::Duration> {
     sd_notify::watchdog_enabled()
 }
