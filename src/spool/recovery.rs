@@ -77,6 +77,7 @@ pub(super) fn open<D: Disk>(
         }
     }
     for stream in &mut streams {
+        stream.logs.iter_mut().for_each(|log| log.kept = log.next);
         stream.logs.push_back(EpochLog::new(ordinal, epoch));
     }
     let held = streams.iter().flat_map(|stream| &stream.logs).flat_map(|log| &log.segments);
@@ -118,6 +119,7 @@ impl Found {
                 None => report.damage.push(format!("{} is unreadable", positions::FILE)),
             }
         }
+        let mut unbegun: Option<String> = None;
         for name in files {
             if name.ends_with(".new") {
                 found.leftovers.push(name);
@@ -127,7 +129,21 @@ impl Found {
                 continue;
             };
             let file = disk.open(&name)?;
+            let bytes = file.length()?;
+            if bytes < HEADER_BYTES as u64 {
+                // The header is synced before anything in the file counts: the last one may never have been begun.
+                found.leftovers.push(name.clone());
+                unbegun = Some(name);
+                continue;
+            }
             let key = (stream.to_owned(), ordinal, epoch);
+            let is_before = |before: &String| {
+                segment::parse_name(before)
+                    .is_some_and(|b| (b.0, b.1, b.2) == (stream, ordinal, epoch))
+            };
+            if let Some(before) = unbegun.take().filter(is_before) {
+                report.damage.push(format!("{before} has lost its content"));
+            }
             let log = found.logs.entry(key).or_insert_with(|| EpochLog::new(ordinal, epoch));
             match segment::read_header(&file, epoch, first)? {
                 Header::Good { acked } => log.acked = log.acked.max(acked),
@@ -138,7 +154,6 @@ impl Found {
             if let Some(before) = log.segments.back_mut() {
                 before.next = first;
             }
-            let bytes = file.length()?;
             log.segments.push_back(Segment { first, next: first, bytes, failed_reads: 0 });
         }
         Ok(found)
