@@ -314,10 +314,14 @@ impl Commands {
 
     /// The journal's changes are on the medium, or it could not be told.
     pub(super) fn handle_journalled(&mut self, now: Now, kept: bool) {
-        // A disk that fails must not keep the hub from learning the end; the hub takes the first.
-        let reports = std::mem::take(&mut self.reporting);
-        self.out
-            .extend(reports.into_iter().map(|(status, receipts)| Out::Report(status, receipts)));
+        for (status, receipts) in std::mem::take(&mut self.reporting) {
+            if kept {
+                self.out.push_back(Out::Report(status, receipts));
+            } else {
+                self.write(&status.id);
+                self.unreported.push((status, receipts));
+            }
+        }
         for id in std::mem::take(&mut self.journalling) {
             let Some(life) = self.known.get_mut(&id) else { continue };
             let Some(Live { command, step }) = &mut life.live else { continue };

@@ -151,7 +151,12 @@ impl Lane {
 
     /// Takes over what an earlier start left on disk.
     pub(super) fn inherit(&mut self, held: &HeldRange) {
-        let state = EpochState::new(Epoch(held.epoch), held.acked, held.next);
+        let epoch = Epoch(held.epoch);
+        if held.next == held.acked + 1 {
+            self.retiring.push(Retiring { epoch, next: held.next, asked: false });
+            return;
+        }
+        let state = EpochState::new(epoch, held.acked, held.next);
         let current = self.epochs.len() - 1;
         self.epochs.insert(current, state);
     }

@@ -15,7 +15,7 @@ use crate::{
     spool::{Disk, DiskFile, Limits, Spool, journal::Journal},
 };
 
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 400;
 const STEPS: usize = 400;
 
 #[derive(Debug, Clone, Default)]

@@ -229,12 +229,17 @@ impl<D: Disk> Spool<D> {
         self.streams.iter().map(|stream| stream.name.as_str())
     }
 
-    /// Every epoch of which something is held, oldest first within a stream.
+    /// Every epoch of an earlier start that is not retired, and the current one if something of it is held; oldest first
+    /// within a stream. An epoch that is acknowledged to its end is only to be retired.
     pub fn held(&self) -> Vec<HeldRange> {
         let mut held = Vec::new();
+        let is_held = |log: &&EpochLog| log.ordinal != self.ordinal || log.next > log.acked + 1;
         for (index, stream) in self.streams.iter().enumerate() {
-            held.extend(stream.logs.iter().filter(|log| log.next > log.acked + 1).map(|log| {
-                HeldRange { stream: index, epoch: log.epoch, acked: log.acked, next: log.next }
+            held.extend(stream.logs.iter().filter(is_held).map(|log| HeldRange {
+                stream: index,
+                epoch: log.epoch,
+                acked: log.acked,
+                next: log.next,
             }));
         }
         held

@@ -18,7 +18,8 @@ const HEAD: &str = "fieldgate-positions 1";
 
 pub(super) fn write<'a>(logs: impl Iterator<Item = (&'a str, &'a EpochLog)>) -> String {
     let mut text = format!("{HEAD}\n");
-    for (stream, log) in logs {
+    // Of an epoch that never had anything there is nothing to say.
+    for (stream, log) in logs.filter(|(_, log)| log.kept > 1) {
         let EpochLog { ordinal, epoch, acked, kept, .. } = log;
         writeln!(text, "epoch {stream} {ordinal:08x} {epoch:016x} {acked} {kept}")
             .expect("writing to memory can't fail");

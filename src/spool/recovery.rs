@@ -57,22 +57,21 @@ pub(super) fn open<D: Disk>(
             from >= segment.next
                 || log.skips.iter().any(|skip| skip.from <= from && segment.next <= skip.to)
         };
-        let finished = log.next <= log.acked + 1;
+        // A finished epoch stays until it is retired: its end must be on the medium before the hub may forget it.
+        log.next = log.next.max(log.acked + 1);
         let (dead, kept): (VecDeque<Segment>, VecDeque<Segment>) =
-            log.segments.iter().cloned().partition(|segment| finished || gone(segment));
+            log.segments.iter().cloned().partition(|segment| gone(segment));
         unlink.extend(
             dead.iter().map(|s| segment::file_name(&name, log.ordinal, log.epoch, s.first)),
         );
         log.segments = kept;
-        if !finished {
-            report.segments += log.segments.len();
-            match streams.iter_mut().find(|stream| stream.name == name) {
-                Some(stream) => stream.logs.push_back(log),
-                None => {
-                    let mut stream = Stream::new(&name);
-                    stream.logs.push_back(log);
-                    streams.push(stream);
-                }
+        report.segments += log.segments.len();
+        match streams.iter_mut().find(|stream| stream.name == name) {
+            Some(stream) => stream.logs.push_back(log),
+            None => {
+                let mut stream = Stream::new(&name);
+                stream.logs.push_back(log);
+                streams.push(stream);
             }
         }
     }
