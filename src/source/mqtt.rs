@@ -28,12 +28,12 @@ use std::{
 };
 
 use rumqttc::{
-    AsyncClient, Event, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter, SubscribeReasonCode,
-    TlsConfiguration, Transport,
+    AsyncClient, ClientError, Event, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter,
+    SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep_until, timeout},
 };
 
@@ -215,14 +215,15 @@ impl Source {
         self.connection += 1;
         let (client, eventloop) = AsyncClient::new(options, CLIENT_QUEUE);
         let (heard_in, mut heard) = mpsc::channel(16);
-        let poller = tokio::spawn(poll::poll(eventloop, self.released.take(), heard_in));
+        // A set of one, so that its loop ends with this task, however that ends.
+        let mut poller = JoinSet::new();
+        poller.spawn(poll::poll(eventloop, self.released.take(), heard_in));
         let mut link = Link::new(client);
         let ended = self.serve(&mut link, &mut heard, requests).await;
         if let Ended::Stopped = ended {
             self.disconnect(&mut link, &mut heard).await;
         }
-        // Its loop has ended, or is not wanted any more.
-        poller.abort();
+        poller.shutdown().await;
         for (_, token) in link.sent.drain() {
             self.notify(Notice::Interrupted { token }).await;
         }
@@ -250,9 +251,7 @@ impl Source {
                         if receipt.connection == self.connection {
                             link.acks.mark_safe(receipt.number);
                         }
-                        if let Err(fault) = link.pay_acks() {
-                            return Ended::Lost(fault);
-                        }
+                        link.pay_acks();
                     }
                     Some(Request::Deliver(delivery)) => self.deliver(link, delivery).await,
                     Some(Request::Stop) | None => return Ended::Stopped,
@@ -288,7 +287,7 @@ impl Source {
         match event {
             Event::Incoming(Packet::ConnAck(connack)) => {
                 link.connected = true;
-                self.subscribe(link, connack.session_present)?;
+                self.subscribe(link, connack.session_present);
                 let session =
                     if connack.session_present { "session resumed" } else { "new session" };
                 let pending = if link.confirmations > 0 { ", subscribing" } else { "" };
@@ -362,23 +361,21 @@ impl Source {
 
     /// Asks for what the session at the broker lacks, and for nothing more: each SUBSCRIBE brings the retained
     /// messages again.
-    fn subscribe(&mut self, link: &mut Link, session_present: bool) -> Result<(), String> {
+    fn subscribe(&mut self, link: &mut Link, session_present: bool) {
         if !session_present {
             self.subscriptions.handle_new_session();
         }
-        let full = |_| "the client's queue is full".to_owned();
         let (missing, surplus) = self.subscriptions.changes();
         link.confirmations = surplus.len() + usize::from(!missing.is_empty());
         if !missing.is_empty() {
             let wanted = missing.iter().cloned();
             let filters = wanted.map(|path| SubscribeFilter { path, qos: QoS::AtLeastOnce });
-            link.client.try_subscribe_many(filters).map_err(full)?;
+            link.submit(|client| client.try_subscribe_many(filters));
         }
         link.asked = missing;
         for filter in surplus {
-            link.client.try_unsubscribe(filter).map_err(full)?;
+            link.submit(|client| client.try_unsubscribe(filter));
         }
-        Ok(())
     }
 
     async fn confirm(&mut self, link: &mut Link) {
@@ -472,7 +469,7 @@ impl Link {
         }
     }
 
-    fn pay_acks(&mut self) -> Result<(), String> {
+    fn pay_acks(&mut self) {
         while let Some(ack) = self.acks.pop_due() {
             let (qos, packet_id) = match ack {
                 Ack::PubAck(packet_id) => (QoS::AtLeastOnce, packet_id),
@@ -480,10 +477,16 @@ impl Link {
             };
             let mut publish = rumqttc::Publish::new("", qos, Vec::new());
             publish.pkid = packet_id;
-            let taken = self.client.try_ack(&publish);
-            taken.map_err(|_| "the client's queue is full".to_owned())?;
+            self.submit(|client| client.try_ack(&publish));
         }
-        Ok(())
+    }
+
+    /// Gives the event loop something to send. It can refuse only when it has ended, which is the next thing to be
+    /// heard of it; its queue has room for all there can be.
+    fn submit(&self, request: impl FnOnce(&AsyncClient) -> Result<(), ClientError>) {
+        if request(&self.client).is_err() {
+            tracing::debug!("mqtt: the connection ended before a request");
+        }
     }
 }
 
