@@ -358,3 +358,38 @@ fn the_wait_doubles_and_is_bounded() {
     assert!(backoff(3, 999) > backoff(1, 0));
     assert!(backoff(u32::MAX, 999) <= BACKOFF.1);
 }
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn over_tls_the_broker_sees_our_certificate() {
+    use rustls::pki_types::PrivateKeyDer;
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    std::fs::write(path("cert"), pair.cert.pem()).unwrap();
+    std::fs::write(path("key"), pair.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (path("cert"), path("key"));
+    let mosquitto = Mosquitto::start(&format!(
+        "cafile {cert}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true"
+    ));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).unwrap();
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![pair.cert.der().clone()], key)
+        .unwrap();
+    let mut config = mosquitto.config();
+    config.tls = true;
+    let (publishes, _heard) = mpsc::channel(8);
+    let (notices_in, notices) = mpsc::channel(64);
+    let sink = Sink { source: SourceId(0), publishes, notices: notices_in };
+    let state = files.path().join("subscriptions");
+    let running = start(&config, "gw-1", vec!["a/#".into()], Some(Arc::new(tls)), state, sink);
+    let mut bench = Bench { running, publishes: mpsc::channel(1).1, notices };
+    bench.notice("subscribed").await;
+    bench.stop().await;
+}
