@@ -8,7 +8,8 @@
 //! `collision`; with a loop per connection nothing can be carried over. The session itself is the broker's to keep, and
 //! what was not acknowledged comes again from there. Receipts of an earlier connection acknowledge nothing.
 //!
-//! Known limits: an IPv6 literal can't be the host of an `mqtts` URL (rumqttc takes it for a name); while the gateway
+//! Known limits: where `max_inflight` is higher than the broker's own window, [`Notice::Exhausted`] never comes and the
+//! spool's `write_after` paces the source; an IPv6 literal can't be the host of an `mqtts` URL (rumqttc takes it for a name); while the gateway
 //! takes no publishes, QoS 0 ones fill the backlog and then the event loop rests, so that after one and a half keep
 //! alives the broker may close.
 

@@ -308,9 +308,10 @@ impl Broker {
         self.notices.push_back(notice);
     }
 
-    /// A connection has something to write.
-    pub(super) fn wake(&mut self, connection: u64) {
-        self.woken.push(connection);
+    /// A session has something to write, if it is connected.
+    pub(super) fn wake_session(&mut self, key: u64) {
+        let link = self.sessions.get(&key).and_then(|session| session.link.as_ref());
+        self.woken.extend(link.map(|link| link.connection));
     }
 
     fn link(&mut self, connection: u64) -> Option<&mut Link> {

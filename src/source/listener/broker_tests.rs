@@ -283,16 +283,36 @@ fn a_command_goes_to_the_connected_device_and_its_puback_delivers_it() {
     bench.subscribe(1, "cmd/+", QoS::AtLeastOnce);
     bench.connect(2, "observer", true);
     bench.subscribe(2, "#", QoS::AtLeastOnce);
+    bench.connect(3, "plain", true);
+    bench.subscribe(3, "cmd/#", QoS::AtMostOnce);
     bench.notices();
     bench.deliver(70);
     let packets = bench.sent(1);
     let [Packet::Publish(command)] = &packets[..] else { panic!("{packets:?}") };
     assert_eq!(command.qos, QoS::AtLeastOnce);
     assert_eq!(bench.sent(2).len(), 1, "the observer sees it");
+    assert_eq!(bench.sent(3).len(), 1, "and so does a second device without PUBACK");
     assert!(bench.notices().is_empty());
     let ack = Packet::PubAck(v4::PubAck::new(command.pkid));
     bench.broker.handle_packet(1, ack).unwrap();
     assert_eq!(bench.notices(), ["Delivered { token: 70 }"]);
+}
+
+#[test]
+fn the_client_that_names_more_of_the_topic_is_the_device() {
+    let mut bench = Bench::new();
+    bench.connect(1, "dashboard", true);
+    bench.subscribe(1, "cmd/#", QoS::AtLeastOnce);
+    bench.connect(2, "a", true);
+    bench.subscribe(2, "cmd/a", QoS::AtLeastOnce);
+    bench.notices();
+    bench.deliver(1);
+    let qos = |packets: Vec<Packet>| match &packets[..] {
+        [Packet::Publish(publish)] => publish.qos,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(qos(bench.sent(1)), QoS::AtMostOnce);
+    assert_eq!(qos(bench.sent(2)), QoS::AtLeastOnce);
 }
 
 #[test]

@@ -294,7 +294,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .await;
         }
         self.shared.unregister(number);
-        let Some(end) = end else { return };
+        let Some(end) = end else {
+            // Nobody need wait for a gateway that stops; QoS 1 publishes come again.
+            while let Some(publish) = self.heard.pop_front() {
+                if self.publishes.try_send(publish).is_err() {
+                    return;
+                }
+            }
+            return;
+        };
         self.shared.with(|broker| {
             broker.handle_end(Instant::now(), number, end);
             broker.take_heard(&mut self.heard);

@@ -1,6 +1,6 @@
 //! MQTT 3.1.1 without a broker: devices connect straight to the gateway.
 //!
-//! A pure core ([`broker`], with `session`, `routes`, `retained`, `delivery`, and `wire` for the bytes) under a thin
+//! A pure core (`broker`, with `session`, `routes`, `retained`, `delivery`, and `wire` for the bytes) under a thin
 //! layer of IO (`connection`, and this file). The core is behind one mutex that is never held across a wait; on the
 //! gateway's single-threaded runtime nobody ever waits for it.
 //!

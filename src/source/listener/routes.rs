@@ -67,7 +67,8 @@ impl Routes {
     }
 }
 
-fn higher(one: QoS, other: QoS) -> QoS {
+/// The higher of two.
+pub(super) fn higher(one: QoS, other: QoS) -> QoS {
     if one >= other { one } else { other }
 }
 
