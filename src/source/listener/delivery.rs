@@ -1,11 +1,12 @@
 //! Commands: to whom one goes, and what is said of it.
 //!
-//! A command goes to the clients that are connected now and subscribed to its topic, and is never kept for one that is
-//! not. Those whose filter names the most levels of the topic before its first wildcard decide its fate: they are the
-//! device. The others look on (`mosquitto_sub -t '#'`, a dashboard on `devices/#`), get it at QoS 0, and their PUBACK
-//! means nothing; a filter that begins with a wildcard never makes a device. The first PUBACK makes the command
-//! `Delivered`. Where all deciding clients were granted QoS 0 there is no PUBACK, and the command is delivered when it
-//! is written to one connection. Pure.
+//! A command goes to the clients that are connected now and subscribed to its topic, and is never
+//! kept for one that is not. Those whose filter names the most levels of the topic before its first
+//! wildcard decide its fate: they are the device. The others look on (`mosquitto_sub -t '#'`, a
+//! dashboard on `devices/#`), get it at QoS 0, and their PUBACK means nothing; a filter that begins
+//! with a wildcard never makes a device. The first PUBACK makes the command `Delivered`. Where all
+//! deciding clients were granted QoS 0 there is no PUBACK, and the command is delivered when it is
+//! written to one connection. Pure.
 
 use std::collections::HashMap;
 

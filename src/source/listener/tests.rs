@@ -125,7 +125,6 @@ async fn a_flood_waits_for_the_gateway_and_nothing_waits_in_a_circle() {
             until(&mut eventloop, |packet| matches!(packet, Packet::PubAck(_))).await;
         }
     });
-    bench.notice("Exhausted").await;
     for number in 0..500 {
         let publish = bench.hear().await;
         assert_eq!(publish.payload, number.to_string().as_bytes());
@@ -133,6 +132,22 @@ async fn a_flood_waits_for_the_gateway_and_nothing_waits_in_a_circle() {
         while bench.notices.try_recv().is_ok() {}
     }
     timeout(PATIENCE, device).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_window_that_waits_as_a_whole_is_told_after_its_publishes() {
+    let mut bench = Bench::start(2).await;
+    let (client, mut eventloop) = bench.device("full");
+    for number in 0..3 {
+        client.try_publish("devices/f", QoS::AtLeastOnce, false, number.to_string()).unwrap();
+    }
+    let device = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
+    for _ in 0..2 {
+        bench.notice("Exhausted").await;
+        let publish = bench.publishes.try_recv().expect("it was handed on before the notice");
+        bench.ask(Request::Safe(publish.receipt.unwrap()));
+    }
+    device.abort();
 }
 
 #[tokio::test]
@@ -242,7 +257,8 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
     assert_eq!(reason, "keep alive");
 }
 
-/// A key and a certificate for 127.0.0.1 that is its own trust anchor, for both sides. rcgen comes with the hub.
+/// A key and a certificate for 127.0.0.1 that is its own trust anchor, for both sides. rcgen comes
+/// with the hub.
 #[cfg(feature = "hub")]
 fn tls() -> (Arc<rustls::ServerConfig>, rustls::RootCertStore, Certificate) {
     use rustls::{pki_types::PrivateKeyDer, server::WebPkiClientVerifier};

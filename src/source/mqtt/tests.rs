@@ -294,7 +294,8 @@ async fn refused_credentials_and_a_missing_password_file_say_what_to_do() {
 #[tokio::test]
 async fn a_refused_subscription_is_loud() {
     let folder = tempfile::tempdir().unwrap();
-    // mosquitto checks its access list when it delivers, not at SUBSCRIBE, so the refusal is given by hand.
+    // mosquitto checks its access list when it delivers, not at SUBSCRIBE, so the refusal is given
+    // by hand.
     let (notices_in, mut notices) = mpsc::channel(8);
     let (publishes, _) = mpsc::channel(1);
     let sink = Sink { source: SourceId(0), publishes, notices: notices_in };
@@ -309,7 +310,7 @@ async fn a_refused_subscription_is_loud() {
         connection: 1,
         backlog: VecDeque::new(),
         told: None,
-        released: None,
+        released: BTreeSet::new(),
     };
     let (client, _eventloop) = AsyncClient::new(source.options().unwrap(), 10);
     let mut link = Link::new(client);
@@ -324,8 +325,9 @@ async fn a_refused_subscription_is_loud() {
 
 #[tokio::test]
 async fn a_qos_2_publish_is_released_on_a_later_connection() {
-    // Another program may have left the session with a QoS 2 subscription. rumqttc ends the connection at a PUBREL
-    // whose PUBLISH came on an earlier one, and mosquitto sends that PUBREL on every connection: a loop for ever.
+    // Another program may have left the session with a QoS 2 subscription. rumqttc ends the
+    // connection at a PUBREL whose PUBLISH came on an earlier one, and mosquitto sends that PUBREL
+    // on every connection: a loop for ever.
     let mosquitto = Mosquitto::start("");
     let mut options = MqttOptions::new("fieldgate-gw-1", "127.0.0.1", mosquitto.port);
     options.set_clean_session(false).set_manual_acks(true);
