@@ -354,3 +354,75 @@ fn a_second_connect_or_a_servers_packet_is_a_violation() {
     assert!(bench.broker.handle_packet(1, packet).is_err());
     assert!(bench.broker.handle_packet(1, Packet::PingResp).is_err());
 }
+
+#[test]
+fn whatever_clients_do_the_books_balance() {
+    for seed in 1..=20_u64 {
+        let mut bench = Bench::new();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |limit: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % limit
+        };
+        let (mut next, mut receipts) = (0, Vec::new());
+        for _ in 0..3000 {
+            let connection = next - below(4).min(next);
+            let packet_id = below(30) as u16 + 1;
+            let topics = ["devices/a", "t", "t/x", "cmd/a", "$x"];
+            let topic = topics[below(5) as usize];
+            let packet = match below(12) {
+                0 => {
+                    next += 1;
+                    let will = LastWill::new("t", "w", QoS::AtLeastOnce, below(2) == 0);
+                    bench.connect_with(next, &format!("c{}", below(3)), below(2) == 0, Some(will));
+                    continue;
+                }
+                1 => {
+                    let end = [End::Disconnect, End::KeepAlive, End::Lost][below(3) as usize];
+                    bench.broker.handle_end(bench.now, connection, end);
+                    continue;
+                }
+                2 => {
+                    bench.deliver(below(50));
+                    continue;
+                }
+                3 | 4 => {
+                    receipts.extend(bench.heard().into_iter().filter_map(|heard| heard.receipt));
+                    receipts.drain(..).for_each(|receipt| bench.broker.handle_safe(receipt));
+                    bench.sent(connection);
+                    continue;
+                }
+                5 => {
+                    let filter = ["#", "t/#", "cmd/a", "+"][below(4) as usize];
+                    let mut subscribe = Subscribe::new(filter, mqtt_qos(below(3)));
+                    subscribe.pkid = packet_id;
+                    Packet::Subscribe(subscribe)
+                }
+                6 => Packet::Unsubscribe(v4::Unsubscribe { pkid: 1, topics: vec!["#".into()] }),
+                7 => Packet::PubRel(v4::PubRel::new(packet_id)),
+                8 | 9 => Packet::PubAck(v4::PubAck::new(packet_id)),
+                _ => {
+                    let payload = vec![b'x'; below(3) as usize * 9000];
+                    let mut publish = rumqttc::Publish::new(topic, mqtt_qos(below(3)), payload);
+                    (publish.pkid, publish.retain) = (packet_id, below(4) == 0);
+                    Packet::Publish(publish)
+                }
+            };
+            if bench.broker.may_read(connection) {
+                bench.broker.handle_packet(connection, packet).unwrap();
+            }
+        }
+        for connection in 0..=next {
+            bench.broker.handle_end(bench.now, connection, End::Disconnect);
+        }
+        bench.broker.handle_tick(bench.now + SESSION_EXPIRY);
+        assert!(bench.broker.sessions.is_empty() && bench.broker.by_client.is_empty());
+        assert_eq!(bench.broker.budget, SESSIONS_BYTES, "seed {seed}");
+    }
+}
+
+fn mqtt_qos(number: u64) -> QoS {
+    rumqttc::mqttbytes::qos(number as u8).unwrap()
+}
