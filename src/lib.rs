@@ -24,6 +24,8 @@ pub mod command;
 pub mod config;
 #[cfg(feature = "gateway")]
 pub mod link;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]
