@@ -7,7 +7,19 @@
 //!
 //! The hub must never acknowledge what its engine has not committed.
 
+mod access;
+mod api;
+mod commands;
 pub mod config;
 pub mod credential;
 pub mod engine;
+mod live;
+mod presence;
+mod refusal;
+pub mod server;
 pub mod session;
+mod tls;
+mod upgrade;
+mod uplink;
+mod view;
+pub mod watch;

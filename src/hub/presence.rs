@@ -46,8 +46,14 @@ impl Presence {
     pub(super) fn enter(&self, id: &SessionId) -> Orders {
         let (order, listen) = watch::channel(Order::Stay);
         let commands = Arc::new(Notify::new());
+        let mut sessions = self.sessions();
+        if sessions.get(&id.gateway).is_some_and(|newest| newest.number > id.number) {
+            // Its connection is older, although its hello came later.
+            order.send_replace(Order::TakenOver);
+            return Orders { order: listen, commands };
+        }
         let entry = Entry { number: id.number, order, commands: commands.clone() };
-        if let Some(older) = self.sessions().insert(id.gateway.clone(), entry) {
+        if let Some(older) = sessions.insert(id.gateway.clone(), entry) {
             older.order.send_replace(Order::TakenOver);
         }
         Orders { order: listen, commands }
@@ -76,6 +82,11 @@ impl Presence {
         if let Some(entry) = self.sessions().get(gateway) {
             entry.order.send_replace(Order::Revoked);
         }
+    }
+
+    /// Whether this gateway is connected.
+    pub(super) fn has(&self, gateway: &str) -> bool {
+        self.sessions().contains_key(gateway)
     }
 
     /// How many gateways are connected.

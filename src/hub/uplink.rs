@@ -24,7 +24,7 @@ use super::{
     engine::{Answer, EngineError, Request as Ask, SessionId},
     presence::{Order, Orders},
     refusal::Refusal,
-    server::{Hub, Peer, blocking, now},
+    server::{Hub, Peer, blocking, now, stopped},
     session::{Options, Output, Session},
     upgrade::{self, Socket},
 };
@@ -210,9 +210,7 @@ impl Driver {
             message = self.socket.next(), if !is_saturated => Event::Socket(message),
             event = listen(orders) => event,
             Ok(()) = store_up.changed() => Event::Store,
-            Ok(_) = stopping.wait_for(|stop| *stop), if !self.session.is_draining() => {
-                Event::Stopping
-            }
+            () = stopped(stopping), if !self.session.is_draining() => Event::Stopping,
             () = sleep_until(deadline) => Event::Timeout,
         }
     }
@@ -334,7 +332,7 @@ impl Driver {
         if hub.presence.leave(&id) && welcomed {
             hub.live.show_gateway(gateway, false);
         }
-        // An error means that the store is down; it begins with nobody connected when it comes back.
+        // An error means that the store is down: a session there that nobody speaks for is replaced by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
     }
 }
@@ -344,6 +342,5 @@ async fn listen(orders: Option<&mut Orders>) -> Event {
     tokio::select! {
         Ok(()) = orders.order.changed() => Event::Order(*orders.order.borrow_and_update()),
         () = orders.commands.notified() => Event::Commands,
-        else => std::future::pending().await,
     }
 }
