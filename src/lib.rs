@@ -22,10 +22,10 @@
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
-#[cfg(feature = "gateway")]
-pub mod link;
 #[cfg(feature = "hub")]
 pub mod hub;
+#[cfg(feature = "gateway")]
+pub mod link;
 pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]

@@ -22,8 +22,13 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    pub(super) const ALL: [Self; 5] =
-        [Self::GatewaysRead, Self::RecordsRead, Self::CommandsRead, Self::CommandsWrite, Self::Live];
+    pub(super) const ALL: [Self; 5] = [
+        Self::GatewaysRead,
+        Self::RecordsRead,
+        Self::CommandsRead,
+        Self::CommandsWrite,
+        Self::Live,
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -59,10 +64,7 @@ pub(super) async fn require(
 }
 
 /// What a token allows; `None`: it is none of ours, or was revoked.
-pub(super) async fn scopes(
-    hub: &Arc<Hub>,
-    token: &str,
-) -> Result<Option<Vec<Scope>>, EngineError> {
+pub(super) async fn scopes(hub: &Arc<Hub>, token: &str) -> Result<Option<Vec<Scope>>, EngineError> {
     let Some(digest) = token_digest(token) else { return Ok(None) };
     let reader = hub.reader.clone();
     let found = blocking(move || {

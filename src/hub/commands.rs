@@ -70,7 +70,9 @@ impl NewCommand {
         let bytes = HubMessage::Command(message.clone()).to_json().len();
         if bytes > DEFAULT_MESSAGE_BYTES {
             let most = DEFAULT_MESSAGE_BYTES;
-            return Err(Refusal::too_large(format!("the command has {bytes} bytes; at most {most}")));
+            return Err(Refusal::too_large(format!(
+                "the command has {bytes} bytes; at most {most}"
+            )));
         }
         Ok(message)
     }

@@ -347,7 +347,8 @@ mod tests {
 
     #[test]
     fn relative_paths_are_relative_to_the_file() {
-        let config = parse("state_dir = \"state\"\n[tls]\ncert_file = \"a\"\nkey_file = \"/b\"").unwrap();
+        let config =
+            parse("state_dir = \"state\"\n[tls]\ncert_file = \"a\"\nkey_file = \"/b\"").unwrap();
         assert_eq!(config.store.path, Path::new("/etc/fieldgate/state/hub.db"));
         let tls = config.tls.unwrap();
         assert_eq!(tls.cert_file, Path::new("/etc/fieldgate/a"));

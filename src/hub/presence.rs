@@ -62,8 +62,7 @@ impl Presence {
     /// A session ended; `true` when it was its gateway's newest.
     pub(super) fn leave(&self, id: &SessionId) -> bool {
         let mut sessions = self.sessions();
-        let is_newest =
-            sessions.get(&id.gateway).is_some_and(|entry| entry.number == id.number);
+        let is_newest = sessions.get(&id.gateway).is_some_and(|entry| entry.number == id.number);
         if is_newest {
             sessions.remove(&id.gateway);
         }

@@ -31,9 +31,8 @@ pub(super) fn offered(request: &Request<Body>) -> Option<Vec<String>> {
         && lists(headers, header::UPGRADE, "websocket")
         && lists(headers, header::SEC_WEBSOCKET_VERSION, "13")
         && headers.get(header::SEC_WEBSOCKET_KEY).is_some_and(|key| key.len() == 24);
-    is_handshake.then(|| {
-        members(headers, header::SEC_WEBSOCKET_PROTOCOL).map(str::to_owned).collect()
-    })
+    is_handshake
+        .then(|| members(headers, header::SEC_WEBSOCKET_PROTOCOL).map(str::to_owned).collect())
 }
 
 /// Answers 101 and runs `serve` on the connection.

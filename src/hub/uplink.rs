@@ -246,9 +246,12 @@ impl Driver {
                 Output::Ask(request) => self.ask(request).await,
                 Output::CheckToken(token) => {
                     let subject = subject_of_token(&self.hub, &token.0).await;
-                    self.session.handle_token(subject.as_ref().map(Option::as_deref).map_err(
-                        |error| EngineError(error.0.clone()),
-                    ));
+                    self.session.handle_token(
+                        subject
+                            .as_ref()
+                            .map(Option::as_deref)
+                            .map_err(|error| EngineError(error.0.clone())),
+                    );
                 }
                 Output::Stored(stored) => self.hub.live.show_stored(&self.id.gateway, &stored),
                 Output::Statuses(statuses) => self.hub.live.show_statuses(&statuses),

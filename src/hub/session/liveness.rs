@@ -43,12 +43,7 @@ impl Liveness {
         if waits_for_hello { next.min(self.hello_by) } else { next }
     }
 
-    pub(super) fn check(
-        &mut self,
-        now: Instant,
-        waits_for_hello: bool,
-        is_deaf: bool,
-    ) -> Verdict {
+    pub(super) fn check(&mut self, now: Instant, waits_for_hello: bool, is_deaf: bool) -> Verdict {
         if is_deaf {
             // The socket is not read, so that silence proves nothing.
             self.heard(now);

@@ -80,11 +80,7 @@ impl Streams {
     /// The positions that `welcome` names, in the order of `hello`.
     pub(super) fn positions(&self, hello: &Hello, store_up: bool) -> Vec<Position> {
         let key = |held: &crate::protocol::HeldEpoch| (held.stream.clone(), held.epoch);
-        hello
-            .streams
-            .iter()
-            .filter_map(|held| self.position(&key(held), store_up))
-            .collect()
+        hello.streams.iter().filter_map(|held| self.position(&key(held), store_up)).collect()
     }
 
     pub(super) fn admit(

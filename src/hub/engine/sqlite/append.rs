@@ -35,8 +35,7 @@ impl Group<'_> {
             .tx
             .prepare_cached("SELECT stream, epoch, next FROM positions WHERE gateway = ?1")?;
         let rows = query.query_map([gateway], |row| {
-            let (stream, epoch, next): (String, i64, i64) =
-                (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (stream, epoch, next): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(((stream, epoch.cast_unsigned()), next.cast_unsigned()))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -300,7 +299,9 @@ impl Group<'_> {
         match kind {
             "refused" => {
                 if let Ok(refused) = serde_json::from_str::<Refused>(json) {
-                    self.count(&session.gateway, |counts| counts.refused += i64::from(refused.count));
+                    self.count(&session.gateway, |counts| {
+                        counts.refused += i64::from(refused.count)
+                    });
                 }
             }
             "command_status" => {

@@ -155,9 +155,8 @@ impl Group<'_> {
         gateway: i64,
         id: &CommandId,
     ) -> Result<Option<String>, EngineError> {
-        let mut query = self
-            .tx
-            .prepare_cached("SELECT device FROM commands WHERE id = ?1 AND gateway = ?2")?;
+        let mut query =
+            self.tx.prepare_cached("SELECT device FROM commands WHERE id = ?1 AND gateway = ?2")?;
         Ok(query.query_row(params![id.as_str(), gateway], |row| row.get(0)).optional()?)
     }
 
@@ -245,9 +244,7 @@ impl Group<'_> {
             n: n.saturating_add(1),
             state,
             result: None,
-            error: Some(
-                serde_json::to_string(failure).expect("a failure has string keys only"),
-            ),
+            error: Some(serde_json::to_string(failure).expect("a failure has string keys only")),
             ts: self.now_ms.cast_unsigned(),
         };
         let changed = self.change_state(gateway_no, &change)?;

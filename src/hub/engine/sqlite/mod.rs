@@ -71,8 +71,17 @@ impl Sqlite {
     /// # Errors
     /// Names the file, the fault and the remedy.
     pub fn open(options: SqliteOptions) -> Result<Self, EngineError> {
+        let engine = Self::beside(options)?;
+        engine.db.execute("UPDATE gateways SET connected = 0 WHERE connected <> 0", [])?;
+        Ok(engine)
+    }
+
+    /// Opens the database beside the engine of a running hub, for requests that concern no session.
+    ///
+    /// # Errors
+    /// Names the file, the fault and the remedy.
+    pub fn beside(options: SqliteOptions) -> Result<Self, EngineError> {
         let db = schema::open(&options.path)?;
-        db.execute("UPDATE gateways SET connected = 0 WHERE connected <> 0", [])?;
         Ok(Self {
             options,
             db,
@@ -193,8 +202,7 @@ impl Group<'_> {
             });
         }
         for (stream, epoch) in known.keys() {
-            let still_held =
-                |held: &Held| held.stream.as_str() == stream && held.epoch.0 == *epoch;
+            let still_held = |held: &Held| held.stream.as_str() == stream && held.epoch.0 == *epoch;
             if !positions.iter().any(still_held) {
                 self.tx
                     .prepare_cached(

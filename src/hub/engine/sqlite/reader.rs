@@ -244,8 +244,7 @@ impl Reader {
                  WHERE gateway = (SELECT no FROM gateways WHERE id = ?1) ORDER BY id DESC LIMIT ?2",
             )?
             .query_map(params![gateway, limit.cast_signed()], |row| {
-                let (epoch, first, next): (i64, i64, i64) =
-                    (row.get(1)?, row.get(2)?, row.get(3)?);
+                let (epoch, first, next): (i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?);
                 Ok(Gap {
                     stream: row.get(0)?,
                     epoch: epoch.cast_unsigned(),
@@ -339,16 +338,12 @@ impl Reader {
 fn read_page(db: &Connection, no: i64, first: i64, query: &Query) -> rusqlite::Result<Page> {
     let base = no << ID_BITS;
     let after = query.after.min((1 << ID_BITS) - 1);
-    let mut page =
-        Page { next_after: after, oldest: first.cast_unsigned(), ..Page::default() };
+    let mut page = Page { next_after: after, oldest: first.cast_unsigned(), ..Page::default() };
     let mut select = db.prepare_cached(
         "SELECT * FROM records WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3",
     )?;
-    let mut rows = select.query(params![
-        base | after.cast_signed(),
-        base + (1 << ID_BITS),
-        ROWS_PER_PAGE
-    ])?;
+    let mut rows =
+        select.query(params![base | after.cast_signed(), base + (1 << ID_BITS), ROWS_PER_PAGE])?;
     let (mut seen, mut bytes) = (0, 0);
     while let Some(row) = rows.next()? {
         seen += 1;

@@ -82,9 +82,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
     db.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
     db.pragma_update(None, "wal_autocheckpoint", 4000).map_err(sql)?;
     db.pragma_update(None, "journal_size_limit", 64 << 20).map_err(sql)?;
-    let step = db
-        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-        .map_err(sql)?;
+    let step =
+        db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
     let version: i32 =
         step.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
     let application: i32 =
