@@ -250,11 +250,7 @@ fn a_failed_store_closes_the_window_and_asks_again_when_it_works() {
     bench.fail();
     assert_eq!(
         bench.did(),
-        [
-            Did::Showed { new_from: 1, first_id: 1 },
-            said("ack 1 window 0"),
-            said("ack 1 window 0")
-        ]
+        [Did::Showed { new_from: 1, first_id: 1 }, said("ack 1 window 0"), said("ack 1 window 0")]
     );
     bench.fail();
     bench.hear(&data(4, &["4"]));
