@@ -1,7 +1,8 @@
 //! What happens, shown to whoever watches, while it happens.
 //!
-//! Each watcher has a queue of its own. One that reads too slowly loses messages, and is told how many; it never slows
-//! a gateway. What is missing can be read from `records?after=`, for each record carries its id.
+//! Each watcher has a queue of its own. One that reads too slowly loses messages, and is told how
+//! many; it never slows a gateway. What is missing can be read from `records?after=`, for each
+//! record carries its id.
 
 use std::sync::{
     Arc, PoisonError, RwLock,

@@ -144,7 +144,8 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` resolves; then sends gateways away, commits what is under way, and ends within 5 s.
+    /// Serves until `stop` resolves; then sends gateways away, commits what is under way, and ends
+    /// within 5 s.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { hub, listener, tls, engine, stop: stopping } = self;
         let places = Arc::new(Semaphore::new(hub.config.max_connections));
@@ -162,7 +163,8 @@ impl Server {
             tracing::warn!("connections did not end in time and were cut; nothing is lost by it");
         }
         drop(hub);
-        // The engine's thread ends with its last door; a connection that hangs must not hold the process.
+        // The engine's thread ends with its last door; a connection that hangs must not hold the
+        // process.
         let ended = tokio::task::spawn_blocking(move || engine.join());
         let _ = timeout(Duration::from_millis(500), ended).await;
     }

@@ -36,7 +36,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a gateway may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When a gateway is to come back after a restart of the hub, and over what time all of them spread.
+/// When a gateway is to come back after a restart of the hub, and over what time all of them
+/// spread.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
@@ -72,7 +73,8 @@ pub(super) async fn upgrade(
     })
 }
 
-/// The gateway that the credential names: a token's, else the first name of the certificate that is a known gateway.
+/// The gateway that the credential names: a token's, else the first name of the certificate that is
+/// a known gateway.
 async fn subject(
     hub: &Arc<Hub>,
     peer: &Peer,
@@ -188,7 +190,8 @@ impl Driver {
             }
         }
         self.session.handle_disconnected();
-        // The engine answers everything; what it stored is shown although nobody is there to be told.
+        // The engine answers everything; what it stored is shown although nobody is there to be
+        // told.
         while self.session.outstanding() > 0 {
             let Some(answer) = answers.recv().await else { break };
             self.session.handle_answer(now(), answer);
@@ -335,7 +338,8 @@ impl Driver {
         if hub.presence.leave(&id) && welcomed {
             hub.live.show_gateway(gateway, false);
         }
-        // An error means that the store is down: a session there that nobody speaks for is replaced by the gateway's next one.
+        // An error means that the store is down: a session there that nobody speaks for is replaced
+        // by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
     }
 }

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Answer, Engine, EngineError, Request};
 
-/// How many requests may wait for the engine. At the bound a session waits, and stops reading its socket.
+/// How many requests may wait for the engine. At the bound a session waits, and stops reading its
+/// socket.
 const QUEUE: usize = 128;
 
 /// The most requests in one commit.
@@ -56,7 +57,8 @@ impl Store {
         Ok((Self { jobs, up }, thread))
     }
 
-    /// Hands a request over; waits while the queue is full. Requests of one caller are applied in their order.
+    /// Hands a request over; waits while the queue is full. Requests of one caller are applied in
+    /// their order.
     pub async fn submit(&self, request: Request, reply: Reply) {
         if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job { request, reply }).await {
             (job.reply)(Err(gone()));
@@ -120,7 +122,8 @@ impl<E: Engine> Worker<E> {
         group
     }
 
-    /// The hub's own [`Request::Look`] comes twice a second, so that a failed engine is tried again without traffic.
+    /// The hub's own [`Request::Look`] comes twice a second, so that a failed engine is tried again
+    /// without traffic.
     fn is_usable(&mut self) -> bool {
         let Some(tried) = self.tried else { return true };
         if tried.elapsed() < RETRY_AFTER {

@@ -122,7 +122,8 @@ impl Group<'_> {
         Ok(Answer::Commands { commands, cancels, more })
     }
 
-    /// What was sent and has no final state; what the gateway spoke of goes first, for it waits for that.
+    /// What was sent and has no final state; what the gateway spoke of goes first, for it waits for
+    /// that.
     pub(super) fn sent_commands(&self, gateway: i64) -> Result<Vec<Pending>, EngineError> {
         let commands = self.pending(
             &format!(
