@@ -227,14 +227,17 @@ async fn greet(
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     place: OwnedSemaphorePermit,
-    stopping: watch::Receiver<bool>,
+    mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     socket.set_nodelay(true)?;
     let peer = |names: Vec<String>| Peer { address, names: names.into(), _place: Arc::new(place) };
     match tls {
         None => serve_http(router, socket, peer(Vec::new()), stopping).await,
         Some(tls) => {
-            let socket = timeout(TLS_TIMEOUT, tls.accept(socket)).await??;
+            let socket = tokio::select! {
+                accepted = timeout(TLS_TIMEOUT, tls.accept(socket)) => accepted??,
+                () = stopped(&mut stopping) => return Ok(()),
+            };
             let (_, connection) = socket.get_ref();
             let leaf = connection.peer_certificates().and_then(|chain| chain.first());
             let names = leaf.map(|leaf| certificate_names(leaf)).unwrap_or_default();

@@ -228,7 +228,7 @@ impl Driver {
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
             Some(Err(tungstenite::Error::Capacity(_))) => self.session.handle_oversize(),
-            Some(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            Some(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
             None => self.end = Some(End::Theirs("the connection ended".into())),
         }
     }
@@ -297,7 +297,7 @@ impl Driver {
     ) {
         match written {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            Ok(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
             Err(_) => self.end = Some(End::Theirs("it takes no more messages".into())),
         }
     }
@@ -341,6 +341,14 @@ impl Driver {
         // An error means that the store is down: a session there that nobody speaks for is replaced
         // by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
+    }
+}
+
+/// A link that is cut is an everyday thing, and one line in the log.
+fn brief(error: &tungstenite::Error) -> String {
+    match error {
+        tungstenite::Error::Io(error) => format!("cut: {}", error.kind()),
+        error => error.to_string(),
     }
 }
 

@@ -1,9 +1,8 @@
 //! `GET /v1/live`: the WebSocket of applications and browsers. JSON in text messages.
 //!
 //! The token, with scope `live`, comes in `Authorization`, or from a browser as a further
-//! subprotocol
-//! `base64url.bearer.fieldgate.<base64url(token)>` beside [`SUBPROTOCOL`], which alone is ever selected. Any origin is
-//! welcome, for nothing is authorised by a cookie.
+//! subprotocol `base64url.bearer.fieldgate.<base64url(token)>` beside [`SUBPROTOCOL`], which alone
+//! is ever selected. Any origin is welcome, for nothing is authorised by a cookie.
 //!
 //! | the client says | the hub answers |
 //! |---|---|

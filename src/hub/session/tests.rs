@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     command::{CommandId, State},
-    hub::engine::{Held, Pending},
+    hub::engine::{Applied, Held, Pending},
     protocol::{Epoch, StreamName},
 };
 

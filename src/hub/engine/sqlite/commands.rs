@@ -1,7 +1,7 @@
 //! Commands, from their creation to their final state.
 //!
-//! `sent_ms` is durable before a command leaves: what was never sent the hub may end by itself, of all else only the
-//! gateway can say how it ended.
+//! `sent_ms` is durable before a command leaves: what was never sent the hub may end by itself, of
+//! all else only the gateway can say how it ended.
 
 use std::sync::Arc;
 
