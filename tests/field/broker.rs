@@ -22,7 +22,8 @@ impl Broker {
         std::fs::create_dir(&store).expect("a directory in an own directory");
         let config = field.write(
             "mosquitto.conf",
-            // Started by root it would become a user who can't write into the scenario's directory.
+            // Started by root it would become a user who can't write into the scenario's
+            // directory.
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n\
                  persistence true\npersistence_location {}/\n\

@@ -20,8 +20,9 @@ use super::mqtt::Mqtt;
 const INFLIGHT: usize = 20;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A device that publishes `{"n":1}`, `{"n":2}`, … at a steady rate, keeps what is not acknowledged, and after a lost
-/// connection sends that again, in order, before anything new (MQTT-4.4.0-1).
+/// A device that publishes `{"n":1}`, `{"n":2}`, … at a steady rate, keeps what is not
+/// acknowledged, and after a lost connection sends that again, in order, before anything new
+/// (MQTT-4.4.0-1).
 pub struct Publisher {
     pub device: String,
     account: Arc<Mutex<Account>>,
@@ -43,7 +44,8 @@ pub struct Account {
 }
 
 impl Publisher {
-    /// Publishes `count` messages to `devices/{device}/telemetry`, `per_second` of them in a second.
+    /// Publishes `count` messages to `devices/{device}/telemetry`, `per_second` of them in a
+    /// second.
     pub fn start(port: u16, device: &str, per_second: u32, count: u64) -> Self {
         let account = Arc::new(Mutex::new(Account::default()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -99,7 +101,8 @@ struct Work {
     device: String,
     period: Duration,
     count: u64,
-    /// Packet identifiers that wait for their PUBACK, in the order of publishing: they grow and don't come round.
+    /// Packet identifiers that wait for their PUBACK, in the order of publishing: they grow and
+    /// don't come round.
     waiting: BTreeMap<u16, u64>,
     account: Arc<Mutex<Account>>,
     stop: Arc<AtomicBool>,

@@ -29,7 +29,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A gateway with a listener, known to `hub`, with everything on disk before it is acknowledged.
+    /// A gateway with a listener, known to `hub`, with everything on disk before it is
+    /// acknowledged.
     pub fn new(field: &Field, hub: &Hub) -> Self {
         let id = "gw-1";
         hub.add_gateway(field, id);

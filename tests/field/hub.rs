@@ -1,4 +1,5 @@
-//! The hub, as a process, and its HTTP API. What its configuration and its answers look like stands here only.
+//! The hub, as a process, and its HTTP API. What its configuration and its answers look like stands
+//! here only.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -37,7 +38,8 @@ pub struct Row {
     pub all: Value,
 }
 
-/// Makes a throwaway authority in the scenario's directory: ca.pem, server.pem and server.key for `localhost`.
+/// Makes a throwaway authority in the scenario's directory: ca.pem, server.pem and server.key for
+/// `localhost`.
 pub fn authority(field: &Field) {
     let mut command = binary();
     command.args(["demo-ca", "--host", "localhost,127.0.0.1", "--dir"]).arg(field.path(""));
@@ -52,10 +54,11 @@ impl Hub {
     pub fn new(field: &Field) -> Self {
         authority(field);
         let port = free_port();
+        std::fs::create_dir(field.path("hub")).expect("a directory in an own directory");
         let config = field.write(
             "hub.toml",
             format!(
-                "bind = \"127.0.0.1:{port}\"\ndatabase = \"hub.db\"\n\n\
+                "bind = \"127.0.0.1:{port}\"\nstate_dir = \"hub\"\n\n\
                  [tls]\ncert_file = \"server.pem\"\nkey_file = \"server.key\"\n"
             ),
         );
@@ -107,7 +110,8 @@ impl Hub {
         token
     }
 
-    /// The records of `gateway` after `after`, in the hub's order; none while the hub does not answer.
+    /// The records of `gateway` after `after`, in the hub's order; none while the hub does not
+    /// answer.
     pub fn records(&self, gateway: &str, after: u64) -> Vec<Row> {
         let path = format!("/v1/gateways/{gateway}/records?after={after}&limit={PAGE}");
         let Ok(Response { status, body }) = self.api.get(&path) else { return Vec::new() };
@@ -199,7 +203,7 @@ impl Outcome {
 }
 
 impl Row {
-    fn read(all: Value) -> Self {
+    pub fn read(all: Value) -> Self {
         let text = |name: &str| all[name].as_str().map(str::to_owned);
         let number = |name: &str| all[name].as_u64();
         let missing = |name: &str| format!("a record of the hub has no {name}: {all}");

@@ -54,8 +54,8 @@ impl Ledger {
         late
     }
 
-    /// Numbers of `device` that came more than once; and those of them that came so within one epoch, between whose
-    /// arrivals the gateway did not even start.
+    /// Numbers of `device` that came more than once; and those of them that came so within one
+    /// epoch, between whose arrivals the gateway did not even start.
     pub fn duplicates(&self, device: &str) -> (Vec<u64>, Vec<u64>) {
         let (mut seen, mut here) = (HashSet::new(), HashSet::new());
         let (mut twice, mut within_epoch) = (Vec::new(), Vec::new());

@@ -1,7 +1,8 @@
-//! The field in small: real gateways, hubs, brokers and peers, each a process of its own on a free loopback port,
-//! and devices that know exactly which of their publishes were acknowledged.
+//! The field in small: real gateways, hubs, brokers and peers, each a process of its own on a free
+//! loopback port, and devices that know exactly which of their publishes were acknowledged.
 //!
-//! Everything that starts a process ends it when dropped; when a test fails, each process's log is shown.
+//! Everything that starts a process ends it when dropped; when a test fails, each process's log is
+//! shown.
 
 pub mod broker;
 pub mod certificate;
@@ -23,7 +24,8 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long anything may take that should take less than a second: a loaded machine is not a failure.
+/// How long anything may take that should take less than a second: a loaded machine is not a
+/// failure.
 pub const SOON: Duration = Duration::from_secs(15);
 
 /// One scenario's directory, gone when the scenario is.
@@ -61,8 +63,8 @@ pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Opti
     }
 }
 
-/// A port that nothing listens on, below those that the kernel gives to outgoing connections: it stays free while
-/// its server is down.
+/// A port that nothing listens on, below those that the kernel gives to outgoing connections: it
+/// stays free while its server is down.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;

@@ -30,7 +30,8 @@ struct Lines {
 }
 
 impl Process {
-    /// Starts it, with stderr added to `log`: a process that is started again goes on in the same file.
+    /// Starts it, with stderr added to `log`: a process that is started again goes on in the same
+    /// file.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log);
         let file = file.unwrap_or_else(|e| panic!("{}: {e}", log.display()));

@@ -1,5 +1,5 @@
-//! The house's own rules: what is pure stays pure, imports point one way as the table in src/lib.rs reads, and files
-//! and lines stay short enough to be read.
+//! The house's own rules: what is pure stays pure, imports point one way as the table in src/lib.rs
+//! reads, and files and lines stay short enough to be read.
 
 use std::{
     fs,
@@ -11,7 +11,8 @@ const LONGEST_FILE: usize = 600;
 const LONG_FILE: usize = 500;
 const LONGEST_LINE: usize = 100;
 
-/// What is handed everything it needs: no runtime, file, socket, clock, environment or random source of its own.
+/// What is handed everything it needs: no runtime, file, socket, clock, environment or random
+/// source of its own.
 const PURE: &[&str] =
     &["record.rs", "topic.rs", "command.rs", "protocol", "gateway", "hub/session"];
 
@@ -33,7 +34,8 @@ const IMPURE_PATHS: &[&str] = &[
 
 const IMPURE_CALLS: &[&str] = &["Instant::now", "SystemTime::", "thread::sleep"];
 
-/// A room and the rooms it may name beside itself. What is not listed (`cli`, the programs) may name every room.
+/// A room and the rooms it may name beside itself. What is not listed (`cli`, the programs) may
+/// name every room.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("command", NOUNS),
     ("record", NOUNS),
@@ -122,7 +124,8 @@ fn lines_fit_a_window() {
 fn must_be_long(line: &str) -> bool {
     let line = line.trim_start();
     let comment = line.starts_with("//");
-    line.starts_with("//! |") || (!comment && line.contains('"'))
+    let table = line.starts_with("//! |") || line.contains("   ");
+    if comment { table } else { line.contains('"') }
 }
 
 fn is_pure(name: &str) -> bool {

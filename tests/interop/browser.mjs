@@ -34,19 +34,24 @@ page.on("console", (message) => console.error(`page: ${message.text()}`));
 const query = new URLSearchParams({ hub, token });
 await page.goto(`http://127.0.0.1:${server.address().port}/live.html?${query}`);
 
-createInterface({ input: process.stdin }).on("line", async (line) => {
-  for (const [name, value] of Object.entries(JSON.parse(line))) await page.fill(`[name=${name}]`, value);
-  await page.click("button");
-}).on("close", async () => { await browser.close(); process.exit(); });
-
 let last = "";
-setInterval(async () => {
+const watch = setInterval(async () => {
   const shown = JSON.stringify(await page.evaluate(() => {
     const text = (id) => document.getElementById(id).textContent;
     const [records, connections, pongs] = ["records", "connections", "pongs"].map((id) => Number(text(id)));
-    const latest = [...(document.getElementById("latest").rows[0]?.cells ?? [])].map((cell) => cell.textContent);
-    return { state: text("state"), status: text("status"), records, connections, pongs, latest };
-  }));
-  if (shown !== last) console.log(shown);
+    const cells = (row) => [...row.cells].map((cell) => cell.textContent);
+    const rows = [...document.getElementById("latest").rows].map(cells);
+    return { state: text("state"), status: text("status"), records, connections, pongs, rows };
+  }).catch(() => null)); // the page went between two looks
+  if (shown !== last && shown !== "null") console.log(shown);
   last = shown;
 }, POLL_MS);
+
+createInterface({ input: process.stdin }).on("line", async (line) => {
+  for (const [name, value] of Object.entries(JSON.parse(line))) await page.fill(`[name=${name}]`, value);
+  await page.click("button");
+}).on("close", async () => {
+  clearInterval(watch);
+  await browser.close();
+  process.exit();
+});

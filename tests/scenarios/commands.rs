@@ -1,4 +1,5 @@
-//! Promise 4: a command runs at most once, ends in exactly one final state, and the hub learns which.
+//! Promise 4: a command runs at most once, ends in exactly one final state, and the hub learns
+//! which.
 
 use std::time::Duration;
 
@@ -44,8 +45,8 @@ fn a_command_through_mosquitto_runs_once() {
     gateway.wait_connected();
     gateway.wait_until("mosquitto is connected", |status| Gateway::source_up(status, "mqtt"));
     let device = Actuator::start(broker.port, "plc-01", obeys);
-    // The broker tells nobody who is subscribed: a command to a device that is not yet there is lost on the way,
-    // and a second one shows that the device is.
+    // The broker tells nobody who is subscribed: a command to a device that is not yet there is
+    // lost on the way, and a second one shows that the device is.
     let outcome = eventually("a command succeeds", SOON, || {
         let id = hub.command(GATEWAY, "plc-01", "set_valve", TTL);
         let outcome = hub.outcome(GATEWAY, &id, SOON);
@@ -72,7 +73,8 @@ fn a_command_whose_outcome_a_crash_hides_ends_unknown_and_is_not_run_again() {
     gateway.start();
     let outcome = hub.outcome(GATEWAY, &id, SOON);
     assert_eq!(outcome.state, "unknown", "{outcome:?}");
-    // A second command goes by the same road: had the first been sent again, it would have come before.
+    // A second command goes by the same road: had the first been sent again, it would have come
+    // before.
     let second = hub.command(GATEWAY, "plc-01", "identify", TTL);
     eventually("the device has the second command", SOON, || {
         device.heard().iter().any(|command| command["id"] == *second).then_some(())

@@ -60,7 +60,8 @@ fn no_acknowledged_record_is_lost_through_mosquitto() {
     assert!(twice <= most, "{twice} arrived twice; mosquitto redelivers at most {most}");
 }
 
-/// Kills the hub, the gateway, the hub, and the gateway while the hub is away, at fixed points of the publishing.
+/// Kills the hub, the gateway, the hub, and the gateway while the hub is away, at fixed points of
+/// the publishing.
 fn publish_while_all_is_killed(hub: &mut Hub, gateway: &mut Gateway) -> Vec<Publisher> {
     let start = |n| Publisher::start(gateway.port, &format!("plc-{n:02}"), PER_SECOND, PUBLISHES);
     let publishers: Vec<Publisher> = (1..=DEVICES).map(start).collect();
@@ -90,7 +91,8 @@ fn publish_while_all_is_killed(hub: &mut Hub, gateway: &mut Gateway) -> Vec<Publ
     publishers
 }
 
-/// Publishes until something arrives: before a broker knows the gateway's subscription it keeps nothing for it.
+/// Publishes until something arrives: before a broker knows the gateway's subscription it keeps
+/// nothing for it.
 fn wait_until_it_flows(hub: &Hub, gateway: &Gateway) {
     let probe = Publisher::start(gateway.port, "probe", 20, 1000);
     hub.wait_for("gw-1", "a first record arrives at the hub", |row| {
@@ -122,7 +124,8 @@ fn collect(hub: &Hub, publishers: &[Publisher]) -> Ledger {
     }
 }
 
-/// Everything once from the uplink, and in each device's order. How many arrived twice because MQTT sent them twice.
+/// Everything once from the uplink, and in each device's order. How many arrived twice because MQTT
+/// sent them twice.
 fn assert_delivered(ledger: &Ledger, publishers: &[Publisher]) -> u64 {
     let mut doubled = 0;
     assert!(ledger.repeated.is_empty(), "positions stored twice: {:?}", ledger.repeated);

@@ -1,4 +1,5 @@
-//! The other end written by others: stock Node and Python servers, two hubs written from PROTOCOL.md alone, a browser.
+//! The other end written by others: stock Node and Python servers, two hubs written from
+//! PROTOCOL.md alone, a browser.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,8 @@ fn plain_mode_delivers_all_to_a_node_server_that_echoes_and_is_killed() {
     let field = Field::new();
     let (mut peer, gateway) = stock(&field, "broadcast.js", "plain");
     let publisher = Publisher::start(gateway.port, "plc-01", 400, 2000);
-    // `ws` hands a frame to the program before it answers a later Ping: even SIGKILL loses nothing that a Pong covered.
+    // `ws` hands a frame to the program before it answers a later Ping: even SIGKILL loses nothing
+    // that a Pong covered.
     eventually("500 publishes are acknowledged", SOON, || (publisher.acked() > 500).then_some(()));
     peer.process.kill();
     let before = peer.process.lines();
@@ -41,7 +43,8 @@ fn plain_mode_delivers_all_to_a_python_server_that_echoes_and_is_restarted() {
     let field = Field::new();
     let (mut peer, gateway) = stock(&field, "echo.py", "plain");
     let first = Publisher::start(gateway.port, "plc-01", 400, 600);
-    // Python answers Pings before the program has read the frames: it is stopped when it has read them all.
+    // Python answers Pings before the program has read the frames: it is stopped when it has read
+    // them all.
     eventually("the first 600 arrive", SOON, || {
         (numbers(&peer.process.lines(), "plc-01").len() == 600).then_some(())
     });
@@ -122,7 +125,8 @@ fn towards(peer: &Peer, protocol: &str) -> Setup {
     Setup::towards(format!("{url}\nca_file = \"ca.pem\"\nprotocol = \"{protocol}\""))
 }
 
-/// Waits until each of the publisher's numbers was seen by the server, in this life or in the one `before`.
+/// Waits until each of the publisher's numbers was seen by the server, in this life or in the one
+/// `before`.
 fn assert_all_arrive(publisher: &Publisher, before: &[String], peer: &Peer) {
     let device = &publisher.device;
     eventually(&format!("all of {device} is acknowledged"), SOON, || {
@@ -151,7 +155,8 @@ fn frames(lines: &[String], device: &str) -> Vec<u64> {
     of_device.filter_map(|frame| frame["payload"]["n"].as_u64()).collect()
 }
 
-/// A managed session with a small hub that is killed in the middle, a gateway that is killed too, and a command.
+/// A managed session with a small hub that is killed in the middle, a gateway that is killed too,
+/// and a command.
 fn holds_exactly_what_was_published(script: &'static str) {
     let field = Field::new();
     authority(&field);
@@ -220,9 +225,11 @@ fn shows(line: &str, fits: impl Fn(&Value) -> bool) -> bool {
     serde_json::from_str(line).is_ok_and(|page: Value| fits(&page))
 }
 
-/// Whether the page's latest row is reading `n` of `device`, or of what came after it.
+/// Whether one of the page's rows is reading `n` of `device`.
 fn shows_reading(page: &Value, device: &str, n: u64) -> bool {
-    let payload = page["latest"][3].as_str().and_then(|text| serde_json::from_str(text).ok());
-    let payload: Value = payload.unwrap_or_default();
-    page["latest"][2] == device && payload["n"].as_u64() >= Some(n)
+    let rows = page["rows"].as_array();
+    rows.into_iter().flatten().any(|row| {
+        let payload = row[3].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        row[2] == device && payload.is_some_and(|payload| payload["n"] == n)
+    })
 }

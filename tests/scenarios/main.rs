@@ -1,5 +1,6 @@
-//! What fieldgate promises, each a claim, shown on real processes: gateway, hub, broker, devices and peers of others.
-//! `tests/run scenarios` and `tests/run interop` install what they need and run them.
+//! What fieldgate promises, each a claim, shown on real processes: gateway, hub, broker, devices
+//! and peers of others. `tests/run scenarios` and `tests/run interop` install what they need and
+//! run them.
 
 // A test program exports nothing.
 #![allow(unreachable_pub, missing_docs)]
@@ -10,5 +11,6 @@ mod field;
 mod bad_input;
 mod commands;
 mod delivery;
+mod harness;
 mod interop;
 mod operation;
