@@ -14,6 +14,9 @@ use super::eventually;
 /// How much of a failed scenario's logs is shown.
 const SHOWN_LINES: usize = 80;
 
+/// How long reading the rest of a killed process's stdout may take.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 pub struct Process {
     name: String,
     child: Child,
@@ -25,8 +28,15 @@ pub struct Process {
 /// What a process said on stdout.
 #[derive(Default)]
 struct Lines {
-    said: Mutex<Vec<String>>,
+    said: Mutex<Said>,
     more: Condvar,
+}
+
+#[derive(Default)]
+struct Said {
+    lines: Vec<String>,
+    /// Nothing more will come.
+    all: bool,
 }
 
 impl Process {
@@ -53,6 +63,10 @@ impl Process {
     pub fn kill(&mut self) {
         self.child.kill().unwrap_or_else(|e| panic!("{}: kill: {e}", self.name));
         self.child.wait().unwrap_or_else(|e| panic!("{}: wait: {e}", self.name));
+        let said = self.lines.said.lock().expect("no reader panics");
+        // What it had said is read to its end; a process that it left behind may keep the pipe open.
+        let read = self.lines.more.wait_timeout_while(said, LAST_WORDS, |said| !said.all);
+        drop(read.expect("no reader panics"));
     }
 
     /// SIGTERM, and how it ended within `within`, and after how long.
@@ -82,7 +96,7 @@ impl Process {
 
     /// What it said on stdout, line by line.
     pub fn lines(&self) -> Vec<String> {
-        self.lines.said.lock().expect("no reader panics").clone()
+        self.lines.said.lock().expect("no reader panics").lines.clone()
     }
 
     /// Waits for a line on stdout.
@@ -95,12 +109,12 @@ impl Process {
         let mut seen = 0;
         let mut said = self.lines.said.lock().expect("no reader panics");
         loop {
-            if let Some(line) = said[seen..].iter().find(|line| fits(line)) {
+            if let Some(line) = said.lines[seen..].iter().find(|line| fits(line)) {
                 return line.clone();
             }
-            seen = said.len();
+            seen = said.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            let last = said.last().cloned().unwrap_or_default();
+            let last = said.lines.last().cloned().unwrap_or_default();
             assert!(!left.is_zero(), "{}: no such line within {within:?}; last: {last}", self.name);
             said = self.lines.more.wait_timeout(said, left).expect("no reader panics").0;
         }
@@ -117,9 +131,11 @@ impl Lines {
     fn read(&self, stdout: impl BufRead) {
         for line in stdout.lines() {
             let Ok(line) = line else { break };
-            self.said.lock().expect("no other holder panics").push(line);
+            self.said.lock().expect("no other holder panics").lines.push(line);
             self.more.notify_all();
         }
+        self.said.lock().expect("no other holder panics").all = true;
+        self.more.notify_all();
     }
 }
 

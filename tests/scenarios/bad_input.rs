@@ -1,6 +1,6 @@
 //! What is wrong is said, with the thing's name and the remedy; nothing panics.
 
-use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::field::{
     Field, SOON,
@@ -124,11 +124,6 @@ fn complains(field: &Field, uplink: &str, wanted: &[&str]) {
     assert_says(uplink, &process.log(), wanted);
     let code = ended.map(|status| status.code());
     assert!(matches!(code, None | Some(Some(BAD_CONFIGURATION))), "{uplink}: ended with {code:?}");
-    if ended.is_none() {
-        let (status, after) = process.terminate(SOON);
-        assert_eq!(status.code(), Some(0), "{uplink}");
-        assert!(after <= Duration::from_secs(5), "{uplink}: it took {after:?} to stop");
-    }
 }
 
 fn assert_says(fault: &str, said: &str, wanted: &[&str]) {
