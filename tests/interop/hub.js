@@ -1,5 +1,6 @@
-// A managed hub in 60 lines of code, from PROTOCOL.md alone: node hub.js PORT CERT KEY STORE. Records are lines of STORE, synced
-// before their ack, and on stdout; a line on stdin, {"device","name","params","ttl_ms"}, becomes a command.
+// A managed hub in 60 lines of code, from PROTOCOL.md alone: node hub.js PORT CERT KEY STORE
+// Records are lines of STORE, synced before their ack, and on stdout; a line on stdin,
+// {"device","name","params","ttl_ms"}, becomes a command.
 "use strict";
 const fs = require("node:fs");
 const { WebSocketServer } = require("ws");

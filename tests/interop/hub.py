@@ -1,5 +1,6 @@
-"""A managed hub in 60 lines of code, from PROTOCOL.md alone: python hub.py PORT CERT KEY STORE. Records are lines of STORE,
-synced before their ack, and on stdout; a line on stdin, {"device","name","params","ttl_ms"}, becomes a command."""
+"""A managed hub in 60 lines of code, from PROTOCOL.md alone: python hub.py PORT CERT KEY STORE
+Records are lines of STORE, synced before their ack, and on stdout; a line on stdin,
+{"device","name","params","ttl_ms"}, becomes a command."""
 import asyncio, json, os, ssl, sys, time
 from websockets.asyncio.server import serve
 
@@ -48,8 +49,8 @@ async def session(socket):
             lines = [{"next": m["to"], "from": m["from"], "reason": m["reason"]}]
             await take(m["stream"], m["epoch"], m["from"], lines)
         elif m["type"] == "hello":
-            held = [{**h, "acked": following.setdefault((h["stream"], h["epoch"]), h["first"]) - 1} for h in m["streams"]]
-            await send(type="welcome", hub="hub.py", time=int(time.time() * 1000), streams=held)
+            for h in m["streams"]: h["acked"] = following.setdefault((h["stream"], h["epoch"]), h["first"]) - 1
+            await send(type="welcome", hub="hub.py", time=int(time.time() * 1000), streams=m["streams"])
             gaps.clear()
             for command in list(commands.values()): await send_command(**command)
 
