@@ -38,13 +38,16 @@ pub struct Row {
     pub all: Value,
 }
 
-/// Makes a throwaway authority in the scenario's directory: ca.pem, server.pem and server.key for
-/// `localhost`.
+/// What `fieldgate-hub demo-ca` calls the hub's certificate and its key; the authority is ca.pem.
+pub const CERT: &str = "hub.pem";
+pub const KEY: &str = "hub.key";
+
+/// Makes a throwaway authority in the scenario's directory, and a certificate for `localhost`.
 pub fn authority(field: &Field) {
     let mut command = binary();
     command.args(["demo-ca", "--host", "localhost,127.0.0.1", "--dir"]).arg(field.path(""));
     run_to_success(command);
-    for name in ["ca.pem", "server.pem", "server.key"] {
+    for name in ["ca.pem", CERT, KEY] {
         assert!(field.path(name).exists(), "fieldgate-hub demo-ca wrote no {name}");
     }
 }
@@ -59,7 +62,7 @@ impl Hub {
             "hub.toml",
             format!(
                 "bind = \"127.0.0.1:{port}\"\nstate_dir = \"hub\"\n\n\
-                 [tls]\ncert_file = \"server.pem\"\nkey_file = \"server.key\"\n"
+                 [tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n"
             ),
         );
         let scopes = "gateways:read,records:read,commands:write,commands:read,live";

@@ -5,7 +5,11 @@ use std::{
     process::Command,
 };
 
-use super::{Field, SOON, free_port, process::Process};
+use super::{
+    Field, SOON, free_port,
+    hub::{CERT, KEY},
+    process::Process,
+};
 
 /// A server in tests/interop, over TLS with the certificate of [`super::hub::authority`].
 pub struct Peer {
@@ -20,7 +24,7 @@ impl Peer {
     /// Starts `script`; `store` is the file of those that keep one.
     pub fn start(field: &Field, script: &'static str, store: Option<&str>) -> Self {
         let port = free_port();
-        let mut arguments = vec![field.path("server.pem"), field.path("server.key")];
+        let mut arguments = vec![field.path(CERT), field.path(KEY)];
         arguments.extend(store.map(|name| field.path(name)));
         let log = field.path(format!("{script}.log"));
         let process = listening(script, port, &arguments, &log);

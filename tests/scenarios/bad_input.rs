@@ -7,7 +7,7 @@ use crate::field::{
     certificate::{Certified, TlsServer, issue},
     eventually, free_port,
     gateway::{Setup, run_command},
-    hub::authority,
+    hub::{KEY, authority},
     process::{Process, run},
 };
 
@@ -76,7 +76,7 @@ fn a_key_or_token_that_cannot_be_used_is_named() {
         (with_key("empty"), &["empty"]),
         (with_key("not.pem"), &["not.pem", "PEM"]),
         (with_key("world.key"), &["world.key", "chmod"]),
-        (with_key("server.key"), &["server.key", "not the key"]),
+        (with_key(KEY), &[KEY, "not the key"]),
         ("token_file = \"token\"".into(), &["token", "chmod"]),
         ("token_file = \"empty\"".into(), &["empty"]),
         ("ca_file = \"nowhere.pem\"".into(), &["nowhere.pem"]),
