@@ -18,7 +18,7 @@ function connect() {
     heard = Date.now();
     show("connections", ++connections);
     show("state", "here");
-    send({ type: "subscribe", gateway: "*" });
+    send({ type: "subscribe", id: "all", gateway: "*" });
   };
   socket.onmessage = ({ data }) => {
     heard = Date.now();
