@@ -72,7 +72,7 @@ fn a_key_or_token_that_cannot_be_used_is_named() {
     };
     let faults: Vec<(String, &[&str])> = vec![
         (with_key("nowhere.key"), &["nowhere.key"]),
-        (with_key("."), &["irectory"]),
+        (with_key("."), &["not a file"]),
         (with_key("empty"), &["empty"]),
         (with_key("not.pem"), &["not.pem", "PEM"]),
         (with_key("world.key"), &["world.key", "chmod"]),
