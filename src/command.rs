@@ -1,6 +1,7 @@
 //! Commands: what the hub asks of a device, and the states one goes through.
 //!
-//! Pure: no IO, no clock. The lifecycle itself is in `gateway::commands`. Source: PROTOCOL.md, section 5.
+//! Pure: no IO, no clock. The lifecycle itself is in `gateway::commands`. Source: PROTOCOL.md,
+//! section 5.
 
 use std::{fmt, time::Duration};
 
@@ -168,7 +169,8 @@ impl fmt::Display for State {
 /// Why a command failed or was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// A short code: one of PROTOCOL.md section 5 where the gateway speaks, the device's own otherwise.
+    /// A short code: one of PROTOCOL.md section 5 where the gateway speaks, the device's own
+    /// otherwise.
     pub code: String,
     /// For a person.
     #[serde(default)]

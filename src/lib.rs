@@ -1,5 +1,5 @@
-//! fieldgate: devices publish telemetry over MQTT to a small board; every record is kept safe until the hub has it;
-//! the hub's commands come back by the same connection.
+//! fieldgate: devices publish telemetry over MQTT to a small board; every record is kept safe until
+//! the hub has it; the hub's commands come back by the same connection.
 //!
 //! # The map of the house
 //!
@@ -15,9 +15,9 @@
 //! | `cli` | the command line and the driver that joins all of them | everything |
 //! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol |
 //!
-//! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone names all).
-//! The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file, no socket, no clock and no
-//! random source of their own.
+//! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone
+//! names all). The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file,
+//! no socket, no clock and no random source of their own.
 
 #[cfg(feature = "gateway")]
 pub mod cli;

@@ -1,8 +1,10 @@
-//! Records: what travels from a device to the hub, and the compact form in which the spool keeps one.
+//! Records: what travels from a device to the hub, and the compact form in which the spool keeps
+//! one.
 //!
-//! A record is a reading (what a device published) or an event (what the gateway itself has to say: a birth, a
-//! refusal, a command's status). It is made once, at intake, in its **stored form**; the spool writes those bytes as
-//! they are and the uplink encodes the wire from them, so that a payload is copied once on its whole way.
+//! A record is a reading (what a device published) or an event (what the gateway itself has to say:
+//! a birth, a refusal, a command's status). It is made once, at intake, in its **stored form**; the
+//! spool writes those bytes as they are and the uplink encodes the wire from them, so that a
+//! payload is copied once on its whole way.
 //!
 //! # Stored form
 //!
@@ -109,8 +111,9 @@ pub struct Publish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SourceId(pub u8);
 
-/// Stands for one publish that its source has yet to acknowledge. The source makes it; everyone else only hands it
-/// on, and hands it back once the publish is safe (promise 1: fsynced here, or acknowledged by the hub).
+/// Stands for one publish that its source has yet to acknowledge. The source makes it; everyone
+/// else only hands it on, and hands it back once the publish is safe (promise 1: fsynced here, or
+/// acknowledged by the hub).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Receipt {
     /// Who waits.
@@ -204,7 +207,8 @@ impl<'a> Stored<'a> {
         })
     }
 
-    /// The bytes that count against the hub's window: the payload before encoding (PROTOCOL.md, section 4).
+    /// The bytes that count against the hub's window: the payload before encoding (PROTOCOL.md,
+    /// section 4).
     pub fn payload_bytes(&self) -> usize {
         match &self.body {
             Body::Reading(reading) => reading.payload.len(),
@@ -213,8 +217,9 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Whether a payload may travel as the JSON it is: RFC 8259, UTF-8, at most [`MAX_JSON_DEPTH`] deep, and no unpaired
-/// surrogate. Every peer's parser takes such a text; anything else travels as base64.
+/// Whether a payload may travel as the JSON it is: RFC 8259, UTF-8, at most [`MAX_JSON_DEPTH`]
+/// deep, and no unpaired surrogate. Every peer's parser takes such a text; anything else travels as
+/// base64.
 pub fn is_plain_json(payload: &[u8]) -> bool {
     // A parser that recurses must never see a depth that we did not look at first.
     let Some(has_escaped_surrogate) = shallow_enough(payload) else { return false };
@@ -248,7 +253,8 @@ fn shallow_enough(payload: &[u8]) -> Option<bool> {
     Some(surrogate)
 }
 
-/// Whether `name` can name a device: 1 to 256 bytes, no wildcard, no control character, not led by `$`.
+/// Whether `name` can name a device: 1 to 256 bytes, no wildcard, no control character, not led by
+/// `$`.
 pub fn is_device_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_DEVICE_BYTES

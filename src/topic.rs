@@ -1,7 +1,7 @@
 //! MQTT topic names, topic filters, and the templates that say which part of a topic is the device.
 //!
-//! A template is a topic filter in which a level may be named: `devices/{device}/telemetry`. `{name}` stands for one
-//! level, `{name...}` for all that remain; `+` and `#` work as in a filter.
+//! A template is a topic filter in which a level may be named: `devices/{device}/telemetry`.
+//! `{name}` stands for one level, `{name...}` for all that remain; `+` and `#` work as in a filter.
 //!
 //! Pure: no IO, no clock. Source: MQTT 3.1.1, section 4.7.
 
@@ -13,7 +13,8 @@ pub const MAX_TOPIC_BYTES: usize = 65_535;
 /// How many levels of one template may be named.
 const MAX_NAMES: usize = 4;
 
-/// Whether `topic` can be published to: not empty, no wildcard, no NUL (MQTT 3.1.1, section 4.7.1 and 4.7.3).
+/// Whether `topic` can be published to: not empty, no wildcard, no NUL (MQTT 3.1.1, section 4.7.1
+/// and 4.7.3).
 pub fn is_valid_name(topic: &str) -> bool {
     !topic.is_empty() && topic.len() <= MAX_TOPIC_BYTES && !topic.contains(['+', '#', '\0'])
 }
@@ -198,7 +199,8 @@ impl Template {
     /// Makes a topic name, every name replaced by its value.
     ///
     /// # Errors
-    /// `NoValue` for a wildcard, or for a name that `value` does not know; `allowed` says which it does.
+    /// `NoValue` for a wildcard, or for a name that `value` does not know; `allowed` says which it
+    /// does.
     pub fn fill<'v>(
         &self,
         allowed: &'static str,

@@ -1,5 +1,5 @@
-//! The disk thread: the only one that waits for the medium. It takes requests in their order and answers each that
-//! wants an answer; the event loop goes on meanwhile.
+//! The disk thread: the only one that waits for the medium. It takes requests in their order and
+//! answers each that wants an answer; the event loop goes on meanwhile.
 
 use std::{
     io,
@@ -95,7 +95,8 @@ pub(super) fn start(
         report,
     };
     let (jobs, incoming) = mpsc::channel();
-    // Not bounded by itself: the core has one append, one journal change and one read per lane under way.
+    // Not bounded by itself: the core has one append, one journal change and one read per lane
+    // under way.
     let (outgoing, answers) = async_mpsc::unbounded_channel();
     let wear = Arc::new(Wear::default());
     let worker = Worker { spool, journal, directory: directory.into(), wear: wear.clone() };

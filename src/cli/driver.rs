@@ -1,6 +1,8 @@
-//! The event loop that joins the core to the world: sources and disk on one side, the link on the other.
+//! The event loop that joins the core to the world: sources and disk on one side, the link on the
+//! other.
 //!
-//! It decides nothing: every event becomes an input of the core, and every output of the core a request to a part.
+//! It decides nothing: every event becomes an input of the core, and every output of the core a
+//! request to a part.
 
 use std::{
     collections::HashMap,
@@ -233,7 +235,8 @@ impl Driver {
         }
     }
 
-    /// A command is offered to the source that last heard the device, then to those behind it, one after another.
+    /// A command is offered to the source that last heard the device, then to those behind it, one
+    /// after another.
     fn try_next_source(&mut self, now: Now, token: u64) {
         let Some((delivery, first)) = self.state.tried.remove(&token) else { return };
         let here = usize::from(first.0);

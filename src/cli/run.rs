@@ -83,7 +83,8 @@ fn prepare(config: &Config) -> anyhow::Result<Parts> {
         .transpose()
         .context("uplink")?;
     if let Some(file) = uplink.and_then(|uplink| uplink.token_file.as_ref()) {
-        // Read again at each attempt, so that a new token needs no restart; looked at now, so that a fault shows now.
+        // Read again at each attempt, so that a new token needs no restart; looked at now, so that
+        // a fault shows now.
         Token::from_file(file).context("uplink.token_file")?;
     }
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))

@@ -5,10 +5,10 @@
 //!       -> the device's reply -> journal (fsync) -> succeeded | failed
 //! ```
 //!
-//! The journal says `sending` before the first byte goes to a device, so that after a crash an id either was surely
-//! not sent (`waiting`: it may be delivered), or may have been (it ends `unknown`, unless it is idempotent), or is
-//! over (its last status is repeated). A command must never be delivered twice, and never be forgotten before the hub
-//! can have stopped asking for it.
+//! The journal says `sending` before the first byte goes to a device, so that after a crash an id
+//! either was surely not sent (`waiting`: it may be delivered), or may have been (it ends
+//! `unknown`, unless it is idempotent), or is over (its last status is repeated). A command must
+//! never be delivered twice, and never be forgotten before the hub can have stopped asking for it.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -32,7 +32,8 @@ const MAX_JOURNAL: usize = 10_000;
 /// How long a finished id is kept beside its ttl.
 const KEPT_MS: u64 = 24 * 3600 * 1000;
 
-/// How long a device that is not there is waited for before it is tried again, unless it comes before.
+/// How long a device that is not there is waited for before it is tried again, unless it comes
+/// before.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The longest ttl that is taken; a longer one counts as this.
@@ -65,7 +66,8 @@ pub(super) struct Commands {
     /// Ids whose `sending` the disk has yet to confirm.
     journalling: Vec<CommandId>,
     unjournalled: Vec<CommandId>,
-    /// Final states that are reported once the journal has them, so that no crash can make another of them.
+    /// Final states that are reported once the journal has them, so that no crash can make another
+    /// of them.
     reporting: Vec<(Status, Receipts)>,
     unreported: Vec<(Status, Receipts)>,
     out: VecDeque<Out>,
@@ -153,7 +155,8 @@ impl Commands {
         (self.known.values().filter(|life| life.live.is_some()).count(), self.known.len())
     }
 
-    // --- from the hub ----------------------------------------------------------------------------------------------
+    // --- from the hub
+    // ----------------------------------------------------------------------------------------------
 
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
         let fingerprint = fingerprint(&command);
@@ -211,7 +214,8 @@ impl Commands {
         }
     }
 
-    /// Nobody will send again what the journal has open (plain mode): what was not surely unsent is unknown.
+    /// Nobody will send again what the journal has open (plain mode): what was not surely unsent is
+    /// unknown.
     pub(super) fn handle_no_resend(&mut self, now: Now) {
         let open: Vec<(CommandId, bool)> = (self.known.iter())
             .filter(|(_, life)| life.live.is_none() && !life.is_final())
@@ -232,7 +236,8 @@ impl Commands {
         }
     }
 
-    /// After a restart the hub sends again: what was surely not sent is delivered, what may have been is not.
+    /// After a restart the hub sends again: what was surely not sent is delivered, what may have
+    /// been is not.
     fn resume(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
         let life = self.known.get_mut(&id).expect("the caller found it");
@@ -284,7 +289,8 @@ impl Commands {
         self.known.insert(command.id.clone(), Life { kept, live: None });
     }
 
-    // --- to the device ---------------------------------------------------------------------------------------------
+    // --- to the device
+    // ---------------------------------------------------------------------------------------------
 
     fn send(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
@@ -300,8 +306,8 @@ impl Commands {
         self.unjournalled.push(id);
     }
 
-    /// Changes for the journal, to be put on the medium and answered with [`Commands::handle_journalled`] before the
-    /// next are taken.
+    /// Changes for the journal, to be put on the medium and answered with
+    /// [`Commands::handle_journalled`] before the next are taken.
     pub(super) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
         self.journalling = std::mem::take(&mut self.unjournalled);
         self.reporting = std::mem::take(&mut self.unreported);
@@ -413,9 +419,11 @@ impl Commands {
         }
     }
 
-    // --- from the device -------------------------------------------------------------------------------------------
+    // --- from the device
+    // -------------------------------------------------------------------------------------------
 
-    /// Whether a topic is that of replies; if so the reply is taken, and `receipt` waits for its report.
+    /// Whether a topic is that of replies; if so the reply is taken, and `receipt` waits for its
+    /// report.
     pub(super) fn handle_reply(
         &mut self,
         now: Now,
@@ -572,7 +580,8 @@ fn failure(code: &str, message: &str) -> Failure {
     Failure { code: code.into(), message: message.into() }
 }
 
-/// FNV-1a, 64 bit: tells an id's content from another's; it guards against mistakes, not against attackers.
+/// FNV-1a, 64 bit: tells an id's content from another's; it guards against mistakes, not against
+/// attackers.
 fn fingerprint(command: &Command) -> u64 {
     let parts = [command.device.as_str(), "\0", &command.name, "\0", command.params.get()];
     parts.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -592,7 +601,8 @@ fn payload_of(command: &Command) -> Bytes {
     serde_json::to_vec(&payload).expect("a command has string keys only").into()
 }
 
-/// What a reply means: `{"ok":true,"result":…}`, `{"ok":false,"error":{"code","message"}}`, or any object without `ok`.
+/// What a reply means: `{"ok":true,"result":…}`, `{"ok":false,"error":{"code","message"}}`, or any
+/// object without `ok`.
 fn outcome(payload: &[u8]) -> (State, Option<Box<RawValue>>, Option<Failure>) {
     #[derive(Deserialize)]
     struct Answer {

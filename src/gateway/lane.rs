@@ -1,8 +1,8 @@
 //! One stream: its epochs, what of them is in memory, what is under way, and who waits for it.
 //!
-//! A lane numbers records, hands them to the disk when they are due, gives the next one to send, and lets go of what
-//! the hub holds. It must never give a number twice, never send past the hub's window, and never let go of a receipt
-//! before its record is safe.
+//! A lane numbers records, hands them to the disk when they are due, gives the next one to send,
+//! and lets go of what the hub holds. It must never give a number twice, never send past the hub's
+//! window, and never let go of a receipt before its record is safe.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -20,7 +20,8 @@ const OVERHEAD_BYTES: usize = 96;
 /// How much of a backlog is read ahead of the link.
 pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
 
-/// After so many sessions that the peer ended on the same unacknowledged batch, the batch is halved (PROTOCOL.md, 4).
+/// After so many sessions that the peer ended on the same unacknowledged batch, the batch is halved
+/// (PROTOCOL.md, 4).
 const STRIKES: u32 = 3;
 
 #[derive(Debug)]
@@ -30,8 +31,9 @@ pub(super) struct Lane {
     index: usize,
     /// Oldest first; the last is the current one and never goes.
     epochs: VecDeque<EpochState>,
-    /// Epochs that the hub holds in full and the disk has yet to let go of for good. `hello` lists them until then:
-    /// a hub that had forgotten one would take it for new if a crash brought it back.
+    /// Epochs that the hub holds in full and the disk has yet to let go of for good. `hello` lists
+    /// them until then: a hub that had forgotten one would take it for new if a crash brought
+    /// it back.
     retiring: Vec<Retiring>,
     memory: VecDeque<Kept>,
     memory_bytes: usize,
@@ -39,10 +41,12 @@ pub(super) struct Lane {
     memory_first: u64,
     /// Up to here receipts have been given back.
     released: u64,
-    /// Up to here the current epoch was handed to the disk or acknowledged, and up to here it is safe.
+    /// Up to here the current epoch was handed to the disk or acknowledged, and up to here it is
+    /// safe.
     appending: u64,
     synced: u64,
-    /// One past the last number of the current epoch that the disk was given, and how far it was told to trim it.
+    /// One past the last number of the current epoch that the disk was given, and how far it was
+    /// told to trim it.
     disk_end: u64,
     trimmed: u64,
     /// Whether only what is on disk may be sent.
@@ -191,7 +195,8 @@ impl Lane {
         })
     }
 
-    // --- the disk ------------------------------------------------------------------------------------------------
+    // --- the disk
+    // ------------------------------------------------------------------------------------------------
 
     /// When the oldest record that is neither on disk nor on its way there was heard.
     pub(super) fn oldest_unwritten(&self) -> Option<Instant> {
@@ -305,7 +310,8 @@ impl Lane {
             return;
         }
         let wanted = self.ahead.back().map_or(front.send, end_of);
-        // A session may have ended meanwhile, and the reading begun anew: what doesn't continue is read again.
+        // A session may have ended meanwhile, and the reading begun anew: what doesn't continue is
+        // read again.
         if items.first().is_some_and(|item| start_of(item) == wanted) {
             self.ahead.extend(items);
         }
@@ -315,7 +321,8 @@ impl Lane {
         self.reading = false;
     }
 
-    // --- the uplink ----------------------------------------------------------------------------------------------
+    // --- the uplink
+    // ----------------------------------------------------------------------------------------------
 
     /// A session begins or ends: nothing is under way.
     pub(super) fn rewind(&mut self) {
@@ -328,7 +335,8 @@ impl Lane {
         }
     }
 
-    /// The peer ended a session while something was under way: the same batch again and again is suspect.
+    /// The peer ended a session while something was under way: the same batch again and again is
+    /// suspect.
     pub(super) fn handle_session_ended_by_peer(&mut self) {
         let Some(batch) = self.flight.front() else { return };
         let (epoch, first) = (Some(self.epochs[0].epoch), batch.first);
@@ -407,8 +415,9 @@ impl Lane {
         }
     }
 
-    /// What is to be sent next, if there is anything and it may be sent. The window is looked at only for the first
-    /// of a batch; the batch itself keeps to [`Lane::batch_limit`] and [`Lane::byte_room`].
+    /// What is to be sent next, if there is anything and it may be sent. The window is looked at
+    /// only for the first of a batch; the batch itself keeps to [`Lane::batch_limit`] and
+    /// [`Lane::byte_room`].
     pub(super) fn peek(&mut self, in_batch: bool) -> Option<Next> {
         let state = &self.epochs[0];
         let (epoch, seq) = (state.epoch, state.send);
@@ -496,7 +505,8 @@ impl Lane {
         self.flight.push_back(Batch { first, end, records, bytes, sent: now });
     }
 
-    /// When the oldest batch that is still under way was sent; `None` while the hub pauses the stream.
+    /// When the oldest batch that is still under way was sent; `None` while the hub pauses the
+    /// stream.
     pub(super) fn oldest_flight(&self) -> Option<Instant> {
         if self.window.records == 0 { None } else { self.flight.front().map(|batch| batch.sent) }
     }

@@ -1,15 +1,18 @@
-//! The core of the gateway: what is heard, what is kept, what is sent, what is answered. A state machine and nothing
-//! else: inputs are `handle_*`, outputs `poll_*`, the time is an argument.
+//! The core of the gateway: what is heard, what is kept, what is sent, what is answered. A state
+//! machine and nothing else: inputs are `handle_*`, outputs `poll_*`, the time is an argument.
 //!
-//! One reading: [`Gateway::handle_publish`] -> lane and number -> [`Gateway::poll_transmit`] in a batch -> the hub's ack
-//! ([`Gateway::handle_text`]) -> [`Output::Safe`] -> the source acknowledges. Beside it [`Output::Disk`] when a record has
-//! to be written. One command: frame -> journal -> [`Output::Deliver`] -> reply -> event record, by the same road.
+//! One reading: [`Gateway::handle_publish`] -> lane and number -> [`Gateway::poll_transmit`] in a
+//! batch -> the hub's ack ([`Gateway::handle_text`]) -> [`Output::Safe`] -> the source
+//! acknowledges. Beside it [`Output::Disk`] when a record has to be written. One command: frame ->
+//! journal -> [`Output::Deliver`] -> reply -> event record, by the same road.
 //!
-//! After each input the driver drains [`Gateway::poll_output`] until it is empty, then [`Gateway::poll_transmit`] as far
-//! as the link takes, and sets its one timer to [`Gateway::poll_timeout`].
+//! After each input the driver drains [`Gateway::poll_output`] until it is empty, then
+//! [`Gateway::poll_transmit`] as far as the link takes, and sets its one timer to
+//! [`Gateway::poll_timeout`].
 //!
-//! The core has no clock, no socket, no file and no random source of its own. It must never give a receipt back before
-//! its record is safe, never send a number twice for two records, and never run a command twice.
+//! The core has no clock, no socket, no file and no random source of its own. It must never give a
+//! receipt back before its record is safe, never send a number twice for two records, and never run
+//! a command twice.
 
 mod commands;
 mod lane;
@@ -239,7 +242,8 @@ impl Gateway {
         let mut random = Random::new(settings.seed);
         let mut lanes: Vec<Lane> = (settings.streams.iter().enumerate())
             .map(|(index, name)| {
-                // An epoch is the start's own in every stream; streams are told apart by their names.
+                // An epoch is the start's own in every stream; streams are told apart by their
+                // names.
                 Lane::new(index, name.clone(), settings.epoch, settings.disk_first)
             })
             .collect();
@@ -274,7 +278,8 @@ impl Gateway {
         filters
     }
 
-    // --- from the sources --------------------------------------------------------------------------------------------
+    // --- from the sources
+    // --------------------------------------------------------------------------------------------
 
     /// Whether publishes may be handed in: false while memory is full of what is not safe.
     pub fn has_room(&self) -> bool {
@@ -382,7 +387,8 @@ impl Gateway {
         self.settle(now);
     }
 
-    // --- from the disk ---------------------------------------------------------------------------------------------
+    // --- from the disk
+    // ---------------------------------------------------------------------------------------------
 
     /// An append ended.
     pub fn handle_appended(&mut self, now: Now, result: Result<Vec<Evicted>, String>) {
@@ -460,7 +466,8 @@ impl Gateway {
         }
     }
 
-    // --- from the link ---------------------------------------------------------------------------------------------
+    // --- from the link
+    // ---------------------------------------------------------------------------------------------
 
     /// The upgrade succeeded.
     pub fn handle_up(&mut self, now: Now, subprotocol: Option<&str>) {
@@ -641,7 +648,8 @@ impl Gateway {
         }
     }
 
-    /// Echoes, greetings, broadcasts: counted and dropped. A command is obeyed if the configuration says so.
+    /// Echoes, greetings, broadcasts: counted and dropped. A command is obeyed if the configuration
+    /// says so.
     fn handle_plain_text(&mut self, now: Now, text: &str) {
         let obeys = self.uplink.as_ref().is_some_and(|uplink| uplink.settings.plain_commands);
         match from_hub(text) {
@@ -693,7 +701,8 @@ impl Gateway {
         }
     }
 
-    // --- time and stopping -----------------------------------------------------------------------------------------
+    // --- time and stopping
+    // -----------------------------------------------------------------------------------------
 
     /// When [`Gateway::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -762,7 +771,8 @@ impl Gateway {
         self.lanes.iter().filter_map(Lane::oldest_flight).min()
     }
 
-    /// The process stops: nothing more is taken in, what is unsafe is written, the link is closed in order.
+    /// The process stops: nothing more is taken in, what is unsafe is written, the link is closed
+    /// in order.
     pub fn handle_stop(&mut self, now: Now) {
         self.stopping = true;
         self.disk.flush = true;
@@ -802,7 +812,8 @@ impl Gateway {
         self.uplink.as_ref().is_none_or(|uplink| matches!(uplink.phase, Phase::Stopped))
     }
 
-    // --- outputs ---------------------------------------------------------------------------------------------------
+    // --- outputs
+    // ---------------------------------------------------------------------------------------------------
 
     /// What is to be done next; drain it after each input.
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -875,7 +886,8 @@ impl Gateway {
         self.outputs.push_back(Output::Disk(DiskRequest::Append(entries)));
     }
 
-    /// When the oldest unsafe record must go to the disk: at once when nothing else can make it safe.
+    /// When the oldest unsafe record must go to the disk: at once when nothing else can make it
+    /// safe.
     fn write_due(&self) -> Option<Instant> {
         let oldest = self.lanes.iter().filter_map(Lane::oldest_unwritten).min()?;
         let live = self.is_live();

@@ -1,7 +1,9 @@
-//! What the gateway has to say of its devices beside their records: who came and went, and what was refused.
+//! What the gateway has to say of its devices beside their records: who came and went, and what was
+//! refused.
 //!
-//! Both are gathered for a moment, so that a flapping or flooding device costs an event now and then, not one each
-//! time. What is gathered must never be lost, and a refusal's receipts never given back before its event is safe.
+//! Both are gathered for a moment, so that a flapping or flooding device costs an event now and
+//! then, not one each time. What is gathered must never be lost, and a refusal's receipts never
+//! given back before its event is safe.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,6 @@
-//! The core with the real spool on a disk in memory, and a hub that keeps to PROTOCOL.md, driven by one seed: links are
-//! cut, acks lost, writes fail, the gateway crashes. A failing seed is printed and replays.
+//! The core with the real spool on a disk in memory, and a hub that keeps to PROTOCOL.md, driven by
+//! one seed: links are cut, acks lost, writes fail, the gateway crashes. A failing seed is printed
+//! and replays.
 
 use std::{
     cell::RefCell,

@@ -1,6 +1,7 @@
 //! What goes on the link next: greetings and Pings first, then records, lane by lane.
 //!
-//! Lanes in front go first, but never starve the others: every eighth batch is the last lane's that has something.
+//! Lanes in front go first, but never starve the others: every eighth batch is the last lane's that
+//! has something.
 
 use crate::{
     protocol::{
@@ -12,7 +13,8 @@ use crate::{
 
 use super::{Gateway, Now, Transmit, lane::Next};
 
-/// About how large a batch becomes: large enough for the cost of a frame not to count, small enough to be quick.
+/// About how large a batch becomes: large enough for the cost of a frame not to count, small enough
+/// to be quick.
 const BATCH_BYTES: usize = 64 * 1024;
 
 /// Every so many batches the order of the lanes is turned round.
@@ -25,7 +27,8 @@ const BARRIER_FRAMES: usize = 256;
 const MAX_BARRIERS: usize = 4;
 
 impl Gateway {
-    /// What goes on the link next, if it is up and there is anything. Ask only when the link has room.
+    /// What goes on the link next, if it is up and there is anything. Ask only when the link has
+    /// room.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit> {
         if let Some(control) = self.control.pop_front() {
             return Some(control);

@@ -1,6 +1,8 @@
-//! The link's state: dialling, greeting, live, waiting; when it counts as dead, and when the next attempt is.
+//! The link's state: dialling, greeting, live, waiting; when it counts as dead, and when the next
+//! attempt is.
 //!
-//! It must never give up, never retry faster than the back-off allows, and never take a slow link for a dead one.
+//! It must never give up, never retry faster than the back-off allows, and never take a slow link
+//! for a dead one.
 
 use std::{
     collections::VecDeque,
@@ -192,7 +194,8 @@ impl Uplink {
     }
 
     pub(super) fn go_live(&mut self, now: Now, managed: bool, name: String, limits: HubLimits) {
-        // The first Ping comes at a random point, so that a fleet that restarts together doesn't ping together.
+        // The first Ping comes at a random point, so that a fleet that restarts together doesn't
+        // ping together.
         let first_ping = self.random.up_to(self.settings.ping_interval);
         self.phase = Phase::Live(Session {
             managed,
@@ -296,7 +299,8 @@ impl Uplink {
             close::TOKEN_EXPIRED => self.slow(),
             close::TAKEN_OVER => TAKEN_OVER + self.random.up_to(self.settings.backoff.1),
             close::FINAL_FIRST..=close::FINAL_LAST => FINAL,
-            // A stock server that ends the connection over our `hello` says so with one of the ordinary codes.
+            // A stock server that ends the connection over our `hello` says so with one of the
+            // ordinary codes.
             _ if plain_server
                 && code < 4000
                 && code != close::RESTART

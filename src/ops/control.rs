@@ -1,7 +1,7 @@
 //! The control socket: how `fieldgate status` and `fieldgate send` reach a running gateway.
 //!
-//! A Unix socket in the state directory, so that its permissions (0700) are the only ones needed. One JSON object in a
-//! line asks, one answers:
+//! A Unix socket in the state directory, so that its permissions (0700) are the only ones needed.
+//! One JSON object in a line asks, one answers:
 //!
 //! ```text
 //! {"status":{}}                                                        -> {"ok":{…}}
@@ -62,8 +62,8 @@ pub fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join(NAME)
 }
 
-/// Binds the socket and serves it in a task. A socket that a crash left behind is replaced: the spool's lock, which the
-/// caller holds, says that no other gateway is alive.
+/// Binds the socket and serves it in a task. A socket that a crash left behind is replaced: the
+/// spool's lock, which the caller holds, says that no other gateway is alive.
 ///
 /// # Errors
 /// The socket can't be made.

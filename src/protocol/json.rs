@@ -1,4 +1,5 @@
-//! JSON in text frames (`fieldgate.v1.json`), and the text frames of plain mode (PROTOCOL.md, sections 2 and 8).
+//! JSON in text frames (`fieldgate.v1.json`), and the text frames of plain mode (PROTOCOL.md,
+//! sections 2 and 8).
 
 use std::{borrow::Cow, fmt::Write as _};
 

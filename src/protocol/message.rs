@@ -56,8 +56,8 @@ impl fmt::Display for StreamName {
     }
 }
 
-/// 64 random bits that no two starts of a gateway share, so that no sequence number is ever used twice (section 3).
-/// On the wire 16 hexadecimal digits.
+/// 64 random bits that no two starts of a gateway share, so that no sequence number is ever used
+/// twice (section 3). On the wire 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Epoch(pub u64);
@@ -200,7 +200,8 @@ impl Default for HubLimits {
     }
 }
 
-/// How much may be outstanding in a stream, all its epochs together, counted from `acked` (section 4).
+/// How much may be outstanding in a stream, all its epochs together, counted from `acked` (section
+/// 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// Records; 0 pauses the stream.

@@ -1,7 +1,8 @@
 //! The wire between gateway and hub, version 1: its messages, and their JSON.
 //!
-//! PROTOCOL.md is normative; each item here names its section. This module turns bytes into checked messages and back;
-//! what a message means to a session is decided in `gateway` and in `hub::session`.
+//! PROTOCOL.md is normative; each item here names its section. This module turns bytes into checked
+//! messages and back; what a message means to a session is decided in `gateway` and in
+//! `hub::session`.
 //!
 //! Pure: no IO, no clock, no random source.
 

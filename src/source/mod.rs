@@ -1,11 +1,12 @@
 //! Southbound: where publishes come from and commands go to.
 //!
-//! A source hears devices and hands each publish on with a [`Receipt`]; it acknowledges (PUBACK) only when that
-//! receipt comes back in [`Request::Safe`], and per connection in the order of receipt (MQTT-4.6.0-2). It delivers
-//! commands and says what became of each.
+//! A source hears devices and hands each publish on with a [`Receipt`]; it acknowledges (PUBACK)
+//! only when that receipt comes back in [`Request::Safe`], and per connection in the order of
+//! receipt (MQTT-4.6.0-2). It delivers commands and says what became of each.
 //!
-//! A source must never acknowledge by itself what the gateway is interested in, never reorder, and never deliver a
-//! command twice: a delivery that was cut off before its PUBACK is reported as [`Notice::Interrupted`], not repeated.
+//! A source must never acknowledge by itself what the gateway is interested in, never reorder, and
+//! never deliver a command twice: a delivery that was cut off before its PUBACK is reported as
+//! [`Notice::Interrupted`], not repeated.
 
 pub mod listener;
 pub mod mqtt;
@@ -16,7 +17,8 @@ use tokio::sync::mpsc;
 
 use crate::record::{Publish, Receipt, SourceId};
 
-/// How many publishes may wait between a source and the gateway. A full queue stops the source's reading.
+/// How many publishes may wait between a source and the gateway. A full queue stops the source's
+/// reading.
 pub const PUBLISH_QUEUE: usize = 256;
 
 /// How many notices may wait between a source and the gateway.
@@ -59,17 +61,20 @@ pub enum Notice {
         /// Given back when the refusal is accounted for.
         receipt: Option<Receipt>,
     },
-    /// The device's transport took the command (PUBACK; for a QoS 0 subscriber: written to its connection).
+    /// The device's transport took the command (PUBACK; for a QoS 0 subscriber: written to its
+    /// connection).
     Delivered {
         /// As in [`Delivery`].
         token: u64,
     },
-    /// Nothing was sent: no subscriber is connected, or there is no connection to the broker. It may be tried again.
+    /// Nothing was sent: no subscriber is connected, or there is no connection to the broker. It
+    /// may be tried again.
     Undelivered {
         /// As in [`Delivery`].
         token: u64,
     },
-    /// The command was sent, and the connection ended before the PUBACK: whether the device has it can't be known.
+    /// The command was sent, and the connection ended before the PUBACK: whether the device has it
+    /// can't be known.
     Interrupted {
         /// As in [`Delivery`].
         token: u64,
@@ -85,7 +90,8 @@ pub enum Notice {
     },
 }
 
-/// What a source is asked to do. The queue of requests is not bounded by itself: each answers something that is.
+/// What a source is asked to do. The queue of requests is not bounded by itself: each answers
+/// something that is.
 #[derive(Debug)]
 pub enum Request {
     /// The publish is safe: acknowledge it when all before it on its connection are.

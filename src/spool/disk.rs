@@ -36,7 +36,8 @@ pub trait Disk {
     /// As the medium says.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Puts `content` in place of a file's, whole or not at all: temporary file, fsync, rename, fsync of the directory.
+    /// Puts `content` in place of a file's, whole or not at all: temporary file, fsync, rename,
+    /// fsync of the directory.
     ///
     /// # Errors
     /// The old content stands.
@@ -78,7 +79,8 @@ pub trait DiskFile {
     /// Makes content and length durable.
     ///
     /// # Errors
-    /// What was written since the last sync may or may not be there, and asking again proves nothing.
+    /// What was written since the last sync may or may not be there, and asking again proves
+    /// nothing.
     fn sync(&mut self) -> io::Result<()>;
 }
 

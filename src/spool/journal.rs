@@ -1,12 +1,13 @@
-//! A small durable map: the journal of commands. Each change is appended and synced; the last one of a key counts.
+//! A small durable map: the journal of commands. Each change is appended and synced; the last one
+//! of a key counts.
 //!
 //! ```text
 //! file       a segment (see the module above) of epoch 0, first 0; each frame a record, numbered from 0
 //! record     key length u8, key, value; an empty value removes the key
 //! ```
 //!
-//! The file is rewritten, whole or not at all, when it has grown to several times what it keeps, and after a failed
-//! write, for then nothing is known of its tail.
+//! The file is rewritten, whole or not at all, when it has grown to several times what it keeps,
+//! and after a failed write, for then nothing is known of its tail.
 
 use std::{collections::BTreeMap, io};
 
@@ -74,8 +75,8 @@ impl<F: super::DiskFile> Journal<F> {
     /// Puts values and removes keys (an empty value), durably when this returns.
     ///
     /// # Errors
-    /// Whether it is on the medium is not known; what this journal says from memory includes it, and the next call
-    /// writes everything anew.
+    /// Whether it is on the medium is not known; what this journal says from memory includes it,
+    /// and the next call writes everything anew.
     pub fn put<D: Disk<File = F>>(
         &mut self,
         disk: &D,

@@ -1,14 +1,17 @@
 //! Records on disk: a log of segments per stream, and the journal of commands.
 //!
-//! The spool takes records (bytes with a number), keeps them through a power cut, gives them back in order, and lets
-//! them go when they are acknowledged. It must never give back what was not appended, never lose what was synced
-//! without saying so, never append to a file after a failed fsync, and always open.
+//! The spool takes records (bytes with a number), keeps them through a power cut, gives them back
+//! in order, and lets them go when they are acknowledged. It must never give back what was not
+//! appended, never lose what was synced without saying so, never append to a file after a failed
+//! fsync, and always open.
 //!
-//! It knows only bytes; what a record means is for `record`, when to write for `gateway`. All IO goes through [`Disk`].
+//! It knows only bytes; what a record means is for `record`, when to write for `gateway`. All IO
+//! goes through [`Disk`].
 //!
 //! # Files
 //!
-//! All in one directory; a name carries all that its header says, so that either can be checked by the other.
+//! All in one directory; a name carries all that its header says, so that either can be checked by
+//! the other.
 //!
 //! ```text
 //! <stream>.<ordinal>.<epoch>.<first>.seg     records; ordinal 8, epoch 16, first 16 hexadecimal digits
@@ -17,8 +20,8 @@
 //! lock                                       held while the gateway runs
 //! ```
 //!
-//! Ordinals count the starts of the gateway: epochs are random, ordinals order them. A start never appends to an older
-//! start's segments. Integers are little endian. Version 1:
+//! Ordinals count the starts of the gateway: epochs are random, ordinals order them. A start never
+//! appends to an older start's segments. Integers are little endian. Version 1:
 //!
 //! ```text
 //! segment    magic "FGSEG\0\0\1" (the last byte is the version), epoch u64, first u64, acked u64, crc u32
@@ -31,21 +34,23 @@
 //! kind 1     mark: acked u64, everything up to which is trimmed; its seq is the next record's
 //! ```
 //!
-//! `acked` in header and marks makes a hole in the numbers that was acknowledged look different from a loss. The epoch
-//! in every CRC makes no other epoch's bytes ever valid.
+//! `acked` in header and marks makes a hole in the numbers that was acknowledged look different
+//! from a loss. The epoch in every CRC makes no other epoch's bytes ever valid.
 //!
 //! # Recovery
 //!
-//! Open reads names, headers, `positions`, and scans the last segment of each epoch. At a bad frame it looks for the
-//! next good one: if there is none, the tail is torn and cut; else the records between are damaged and become a skip.
-//! The recovered tail is synced before anything of it is sent. Damage further back is met, and skipped, when it is
-//! read. A segment whose header doesn't fit its name is read by its name. A segment of a newer version refuses to open:
-//! the spool is left as it is.
+//! Open reads names, headers, `positions`, and scans the last segment of each epoch. At a bad frame
+//! it looks for the next good one: if there is none, the tail is torn and cut; else the records
+//! between are damaged and become a skip. The recovered tail is synced before anything of it is
+//! sent. Damage further back is met, and skipped, when it is read. A segment whose header doesn't
+//! fit its name is read by its name. A segment of a newer version refuses to open: the spool is
+//! left as it is.
 //!
 //! # What is assumed of the medium
 //!
-//! After fdatasync the bytes and the length of a file stay; after fsync of the directory its names stay; rename is
-//! atomic. Bytes that were not synced may be there, or not, or in part, in units of a sector and in any order.
+//! After fdatasync the bytes and the length of a file stay; after fsync of the directory its names
+//! stay; rename is atomic. Bytes that were not synced may be there, or not, or in part, in units of
+//! a sector and in any order.
 
 mod disk;
 pub mod journal;
@@ -126,8 +131,8 @@ pub struct Evicted {
     pub records: u64,
 }
 
-/// The streams' share of `max_bytes` that the first stream (`events`) never exceeds, and below which it is not evicted
-/// for others.
+/// The streams' share of `max_bytes` that the first stream (`events`) never exceeds, and below
+/// which it is not evicted for others.
 const EVENTS_SHARE: u64 = 10;
 
 /// After so many failed reads a segment counts as damaged.
@@ -210,8 +215,8 @@ struct Cursor<F> {
 impl<D: Disk> Spool<D> {
     /// Opens the spool in `disk`, with a fresh `epoch` for all that is appended from now on.
     ///
-    /// `streams` are the names in the order of their priority, `events` first; streams found on disk that are not among
-    /// them are added behind. Says what was found, and what is damaged.
+    /// `streams` are the names in the order of their priority, `events` first; streams found on
+    /// disk that are not among them are added behind. Says what was found, and what is damaged.
     ///
     /// # Errors
     /// Another gateway holds the spool, the directory can't be read, or a newer version wrote it.
@@ -229,8 +234,9 @@ impl<D: Disk> Spool<D> {
         self.streams.iter().map(|stream| stream.name.as_str())
     }
 
-    /// Every epoch of an earlier start that is not retired, and the current one if something of it is held; oldest first
-    /// within a stream. An epoch that is acknowledged to its end is only to be retired.
+    /// Every epoch of an earlier start that is not retired, and the current one if something of it
+    /// is held; oldest first within a stream. An epoch that is acknowledged to its end is only
+    /// to be retired.
     pub fn held(&self) -> Vec<HeldRange> {
         let mut held = Vec::new();
         let is_held = |log: &&EpochLog| log.ordinal != self.ordinal || log.next > log.acked + 1;
@@ -260,8 +266,8 @@ impl<D: Disk> Spool<D> {
     /// Older segments are evicted first if the group doesn't fit in `max_bytes`.
     ///
     /// # Errors
-    /// Nothing of the group counts as kept; the files it went to are not written to again. The caller still has the
-    /// entries and may append them anew.
+    /// Nothing of the group counts as kept; the files it went to are not written to again. The
+    /// caller still has the entries and may append them anew.
     pub fn append(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
         let evicted = self.make_room(entries)?;
         let touched = self.write_group(entries);
@@ -283,10 +289,12 @@ impl<D: Disk> Spool<D> {
         }
     }
 
-    /// Reads on from `from`: records and skips without a hole, at least one if there is any, about `max_bytes` of them.
+    /// Reads on from `from`: records and skips without a hole, at least one if there is any, about
+    /// `max_bytes` of them.
     ///
     /// # Errors
-    /// The medium could not be read; asked again, the third failure makes the segment a `damaged` skip.
+    /// The medium could not be read; asked again, the third failure makes the segment a `damaged`
+    /// skip.
     pub fn read(
         &mut self,
         stream: usize,
@@ -343,10 +351,12 @@ impl<D: Disk> Spool<D> {
         Ok(items)
     }
 
-    /// Lets go of everything up to `acked` in an epoch. Whole segments are deleted, the position written before.
+    /// Lets go of everything up to `acked` in an epoch. Whole segments are deleted, the position
+    /// written before.
     ///
     /// # Errors
-    /// The position could not be written: nothing was deleted, and the trim is made good by a later one.
+    /// The position could not be written: nothing was deleted, and the trim is made good by a later
+    /// one.
     pub fn trim(&mut self, stream: usize, epoch: u64, acked: u64) -> io::Result<()> {
         let current = self.ordinal;
         let half = self.limits.segment_bytes / 2;
@@ -361,7 +371,8 @@ impl<D: Disk> Spool<D> {
         let acked = log.acked;
         log.skips.retain(|skip| skip.to > acked + 1);
         let gone = log.segments.iter().take_while(|segment| segment.next <= acked + 1).count();
-        // The segment that is appended to stays while it is small, for a new one costs more than it frees.
+        // The segment that is appended to stays while it is small, for a new one costs more than it
+        // frees.
         let keeps_active = log.ordinal == current
             && gone == log.segments.len()
             && log.segments.back().is_some_and(|last| last.bytes < half);
@@ -375,10 +386,12 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
-    /// Lets go of an epoch of an earlier start, all of it. When it returns `Ok`, no later start finds it again.
+    /// Lets go of an epoch of an earlier start, all of it. When it returns `Ok`, no later start
+    /// finds it again.
     ///
     /// # Errors
-    /// The position could not be written: the epoch may be found again, and this is to be tried again.
+    /// The position could not be written: the epoch may be found again, and this is to be tried
+    /// again.
     pub fn retire(&mut self, stream: usize, epoch: u64) -> io::Result<()> {
         let current = self.ordinal;
         let old = |log: &EpochLog| log.epoch == epoch && log.ordinal != current;
@@ -466,8 +479,8 @@ impl<D: Disk> Spool<D> {
         self.streams[stream].logs.iter().flat_map(|log| &log.segments).map(|s| s.bytes).sum()
     }
 
-    /// The skip is on the medium before the segment goes: a crash between leaves an announced eviction, which the next
-    /// start completes.
+    /// The skip is on the medium before the segment goes: a crash between leaves an announced
+    /// eviction, which the next start completes.
     fn evict_oldest(&mut self, index: usize) -> io::Result<Option<Evicted>> {
         let stream = &mut self.streams[index];
         let Some(log) = stream.logs.iter_mut().find(|log| !log.segments.is_empty()) else {
@@ -531,7 +544,8 @@ impl<D: Disk> Spool<D> {
         Ok(touched)
     }
 
-    /// Seals a full segment and begins the next; the name is on the medium before anything in it counts.
+    /// Seals a full segment and begins the next; the name is on the medium before anything in it
+    /// counts.
     fn ensure_active(&mut self, index: usize, first: u64) -> io::Result<()> {
         let Self { disk, streams, limits, ordinal, .. } = self;
         let stream = &mut streams[index];
@@ -574,8 +588,9 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
-    /// After a failed write or fsync: nothing of the group counts, and its files are left alone. What of it did reach
-    /// the medium does no harm: the caller appends the same records under the same numbers again.
+    /// After a failed write or fsync: nothing of the group counts, and its files are left alone.
+    /// What of it did reach the medium does no harm: the caller appends the same records under
+    /// the same numbers again.
     fn distrust(&mut self, entries: &[Entry]) {
         for index in 0..self.streams.len() {
             if !entries.iter().any(|entry| entry.stream == index) {
@@ -590,7 +605,8 @@ impl<D: Disk> Spool<D> {
             while let Some(last) = log.segments.pop_back_if(|last| last.first >= log.kept) {
                 *bytes -= last.bytes;
                 let name = segment::file_name(&stream.name, log.ordinal, log.epoch, last.first);
-                // If it stays, the next segment of this number replaces it, or the next start passes over it.
+                // If it stays, the next segment of this number replaces it, or the next start
+                // passes over it.
                 drop(disk.remove(&name));
             }
             if let Some(last) = log.segments.back_mut() {

@@ -32,7 +32,8 @@ pub(super) fn write<'a>(logs: impl Iterator<Item = (&'a str, &'a EpochLog)>) -> 
     text
 }
 
-/// Reads the file; `None` when it is damaged or of another version, for then nothing in it can be relied on.
+/// Reads the file; `None` when it is damaged or of another version, for then nothing in it can be
+/// relied on.
 pub(super) fn read(text: &str) -> Option<Vec<(String, EpochLog)>> {
     let (body, crc) = text.trim_end().rsplit_once('\n')?;
     let body = format!("{body}\n");

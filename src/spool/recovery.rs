@@ -33,7 +33,8 @@ pub enum OpenError {
 pub struct Report {
     /// Segments that hold something.
     pub segments: usize,
-    /// Bytes of a torn tail that were cut: a write that a power cut stopped; nothing in it was acknowledged.
+    /// Bytes of a torn tail that were cut: a write that a power cut stopped; nothing in it was
+    /// acknowledged.
     pub torn_bytes: u64,
     /// What is damaged, each as a sentence's part that names the file.
     pub damage: Vec<String>,
@@ -57,7 +58,8 @@ pub(super) fn open<D: Disk>(
             from >= segment.next
                 || log.skips.iter().any(|skip| skip.from <= from && segment.next <= skip.to)
         };
-        // A finished epoch stays until it is retired: its end must be on the medium before the hub may forget it.
+        // A finished epoch stays until it is retired: its end must be on the medium before the hub
+        // may forget it.
         log.next = log.next.max(log.acked + 1);
         let (dead, kept): (VecDeque<Segment>, VecDeque<Segment>) =
             log.segments.iter().cloned().partition(|segment| gone(segment));
@@ -81,7 +83,8 @@ pub(super) fn open<D: Disk>(
     }
     let held = streams.iter().flat_map(|stream| &stream.logs).flat_map(|log| &log.segments);
     let bytes = held.map(|segment| segment.bytes).sum();
-    // Opening needs no free space and no writable medium: what can't be deleted now is met again at the next start.
+    // Opening needs no free space and no writable medium: what can't be deleted now is met again at
+    // the next start.
     for name in unlink.iter().chain(&found.leftovers) {
         if let Err(error) = disk.remove(name) {
             tracing::debug!(%error, file = name, "a finished segment could not be deleted");
@@ -130,7 +133,8 @@ impl Found {
             let file = disk.open(&name)?;
             let bytes = file.length()?;
             if bytes < HEADER_BYTES as u64 {
-                // The header is synced before anything in the file counts: the last one may never have been begun.
+                // The header is synced before anything in the file counts: the last one may never
+                // have been begun.
                 found.leftovers.push(name.clone());
                 unbegun = Some(name);
                 continue;
@@ -175,7 +179,8 @@ fn recover_log<D: Disk>(
 ) -> Result<(), OpenError> {
     let Some(last) = log.segments.back() else { return Ok(()) };
     let (epoch, first) = (log.epoch, last.first);
-    // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn tail.
+    // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn
+    // tail.
     log.next = log.next.max(first);
     let name = segment::file_name(stream, log.ordinal, epoch, first);
     let mut file = disk.open(&name)?;
@@ -211,7 +216,8 @@ fn recover_log<D: Disk>(
     if len > good.max(HEADER_BYTES as u64) {
         report.torn_bytes += len - good;
     }
-    // A medium that takes no write still opens: the tail is left alone, and what reads as good is still good.
+    // A medium that takes no write still opens: the tail is left alone, and what reads as good is
+    // still good.
     if len <= good || file.truncate(good).is_ok() {
         file.sync().ok();
     }

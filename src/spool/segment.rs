@@ -181,7 +181,8 @@ impl Scan {
         self.damaged
     }
 
-    /// The next good frame and its number. Bytes that are no frame are passed over; `None` when the piece has no more.
+    /// The next good frame and its number. Bytes that are no frame are passed over; `None` when the
+    /// piece has no more.
     pub(super) fn next_frame(&mut self) -> Option<(u64, Frame)> {
         self.damaged = false;
         let start = self.at;
@@ -230,7 +231,8 @@ impl Scan {
     }
 }
 
-/// A longer body than any record that intake lets in; beyond it a length is not believed while looking past damage.
+/// A longer body than any record that intake lets in; beyond it a length is not believed while
+/// looking past damage.
 const MAX_PLAUSIBLE_BYTES: usize = 17 << 20;
 
 fn frame_len(rest: &[u8]) -> Option<usize> {

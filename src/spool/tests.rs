@@ -38,7 +38,8 @@ fn read_all(spool: &mut Spool<DirectoryDisk>, epoch: u64) -> Vec<Item> {
     }
 }
 
-/// The numbers of the records, and of the skipped ones; asserts that each record has its own bytes, in order.
+/// The numbers of the records, and of the skipped ones; asserts that each record has its own bytes,
+/// in order.
 fn numbers(items: &[Item]) -> (Vec<u64>, BTreeMap<u64, String>) {
     let (mut records, mut skipped, mut at) = (Vec::new(), BTreeMap::new(), 0);
     for item in items {

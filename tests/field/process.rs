@@ -64,7 +64,8 @@ impl Process {
         self.child.kill().unwrap_or_else(|e| panic!("{}: kill: {e}", self.name));
         self.child.wait().unwrap_or_else(|e| panic!("{}: wait: {e}", self.name));
         let said = self.lines.said.lock().expect("no reader panics");
-        // What it had said is read to its end; a process that it left behind may keep the pipe open.
+        // What it had said is read to its end; a process that it left behind may keep the pipe
+        // open.
         let read = self.lines.more.wait_timeout_while(said, LAST_WORDS, |said| !said.all);
         drop(read.expect("no reader panics"));
     }

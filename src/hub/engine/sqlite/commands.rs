@@ -161,7 +161,8 @@ impl Group<'_> {
         Ok(query.query_row(params![id.as_str(), gateway], |row| row.get(0)).optional()?)
     }
 
-    /// `false` when the hub knows this state or a later one: `n` rises strictly, and nothing follows a final state.
+    /// `false` when the hub knows this state or a later one: `n` rises strictly, and nothing
+    /// follows a final state.
     pub(super) fn change_state(
         &self,
         gateway: i64,
