@@ -52,9 +52,11 @@
 //! stay; rename is atomic. Bytes that were not synced may be there, or not, or in part, in units of
 //! a sector and in any order.
 
+mod append;
 mod disk;
 pub mod journal;
 mod positions;
+mod read;
 mod recovery;
 mod segment;
 
@@ -64,7 +66,6 @@ use bytes::Bytes;
 
 pub use disk::{DirectoryDisk, Disk, DiskFile};
 pub use recovery::{OpenError, Report};
-use segment::{Frame, HEADER_BYTES, Scan};
 
 /// How much may be on disk, and in what pieces.
 #[derive(Debug, Clone, Copy)]
@@ -261,96 +262,6 @@ impl<D: Disk> Spool<D> {
         (self.written_bytes, self.syncs)
     }
 
-    /// Appends a group and syncs it. When it returns `Ok`, every entry survives a power cut.
-    ///
-    /// Older segments are evicted first if the group doesn't fit in `max_bytes`.
-    ///
-    /// # Errors
-    /// Nothing of the group counts as kept; the files it went to are not written to again. The
-    /// caller still has the entries and may append them anew.
-    pub fn append(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
-        let evicted = self.make_room(entries)?;
-        let touched = self.write_group(entries);
-        let synced = match touched {
-            Ok(streams) => self.sync_streams(&streams),
-            Err(error) => Err(error),
-        };
-        match synced {
-            Ok(()) => {
-                for log in self.streams.iter_mut().filter_map(|stream| stream.logs.back_mut()) {
-                    log.kept = log.next;
-                }
-                Ok(evicted)
-            }
-            Err(error) => {
-                self.distrust(entries);
-                Err(error)
-            }
-        }
-    }
-
-    /// Reads on from `from`: records and skips without a hole, at least one if there is any, about
-    /// `max_bytes` of them.
-    ///
-    /// # Errors
-    /// The medium could not be read; asked again, the third failure makes the segment a `damaged`
-    /// skip.
-    pub fn read(
-        &mut self,
-        stream: usize,
-        epoch: u64,
-        from: u64,
-        max_bytes: usize,
-    ) -> io::Result<Vec<Item>> {
-        let Self { disk, streams, .. } = self;
-        let stream = &mut streams[stream];
-        let Some(log) = stream.logs.iter_mut().find(|log| log.epoch == epoch) else {
-            return Ok(Vec::new());
-        };
-        let mut from = from.max(log.acked + 1);
-        let mut items = Vec::new();
-        let mut budget = max_bytes;
-        while from < log.next && budget > 0 {
-            if let Some(skip) = log.skips.iter().find(|skip| skip.from <= from && from < skip.to) {
-                items.push(Item::Skip { from, to: skip.to, reason: skip.reason.clone() });
-                from = skip.to;
-                continue;
-            }
-            let limit = log.skips.iter().map(|s| s.from).find(|at| *at > from).unwrap_or(log.next);
-            let Some(place) = log.segments.iter().position(|s| s.first <= from && from < s.next)
-            else {
-                let to = log.segments.iter().map(|s| s.first).find(|first| *first > from);
-                let to = to.unwrap_or(log.next).min(limit);
-                items.push(Item::Skip { from, to, reason: "damaged".into() });
-                from = to;
-                continue;
-            };
-            let segment = &mut log.segments[place];
-            let place = Place { stream: &stream.name, ordinal: log.ordinal, epoch, limit };
-            match place.read_segment(
-                disk,
-                segment,
-                &mut stream.cursor,
-                from,
-                &mut budget,
-                &mut items,
-            ) {
-                Ok(reached) => from = reached,
-                Err(error) => {
-                    stream.cursor = None;
-                    segment.failed_reads += 1;
-                    if segment.failed_reads < READ_ATTEMPTS {
-                        return if items.is_empty() { Err(error) } else { Ok(items) };
-                    }
-                    let to = segment.next.min(limit);
-                    items.push(Item::Skip { from, to, reason: "damaged".into() });
-                    from = to;
-                }
-            }
-        }
-        Ok(items)
-    }
-
     /// Lets go of everything up to `acked` in an epoch. Whole segments are deleted, the position
     /// written before.
     ///
@@ -444,235 +355,6 @@ impl<D: Disk> Spool<D> {
             tracing::warn!(%error, file = name, "an old segment could not be deleted; the next start will");
         }
     }
-
-    /// Evicts, oldest first from the last stream forward, until the group fits.
-    fn make_room(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
-        let mut evicted = Vec::new();
-        for events in [true, false] {
-            let wanted: u64 =
-                entries.iter().filter(|e| !events || e.stream == 0).map(Entry::frame_bytes).sum();
-            if wanted == 0 {
-                continue;
-            }
-            loop {
-                let (held, limit) = if events {
-                    (self.stream_bytes(0), self.limits.max_bytes / EVENTS_SHARE)
-                } else {
-                    (self.bytes, self.limits.max_bytes)
-                };
-                if held + wanted + (HEADER_BYTES * 2) as u64 <= limit {
-                    break;
-                }
-                let victim = if events {
-                    (held > 0).then_some(0)
-                } else {
-                    (0..self.streams.len()).rev().find(|index| self.stream_bytes(*index) > 0)
-                };
-                let Some(victim) = victim else { break };
-                evicted.extend(self.evict_oldest(victim)?);
-            }
-        }
-        Ok(evicted)
-    }
-
-    fn stream_bytes(&self, stream: usize) -> u64 {
-        self.streams[stream].logs.iter().flat_map(|log| &log.segments).map(|s| s.bytes).sum()
-    }
-
-    /// The skip is on the medium before the segment goes: a crash between leaves an announced
-    /// eviction, which the next start completes.
-    fn evict_oldest(&mut self, index: usize) -> io::Result<Option<Evicted>> {
-        let stream = &mut self.streams[index];
-        let Some(log) = stream.logs.iter_mut().find(|log| !log.segments.is_empty()) else {
-            return Ok(None);
-        };
-        let epoch = log.epoch;
-        let oldest = &log.segments[0];
-        let from = oldest.first.max(log.acked + 1);
-        let to = oldest.next;
-        let records = log.add_skip(from, to, "evicted");
-        self.save_positions()?;
-        self.unlink_oldest(index, epoch);
-        Ok((records > 0).then_some(Evicted { stream: index, epoch, records }))
-    }
-
-    fn write_group(&mut self, entries: &[Entry]) -> io::Result<Vec<usize>> {
-        let mut touched = Vec::new();
-        for index in 0..self.streams.len() {
-            let group: Vec<&Entry> = entries.iter().filter(|entry| entry.stream == index).collect();
-            let mut rest = group.as_slice();
-            while let Some(first) = rest.first() {
-                self.ensure_active(index, first.seq)?;
-                let room = self.limits.segment_bytes;
-                let stream = &mut self.streams[index];
-                let log =
-                    stream.logs.back_mut().expect("the current epoch's log exists since open");
-                let active = stream.active.as_mut().expect("made above");
-                let mut buffer = Vec::new();
-                if log.acked > active.marked {
-                    let mark = Frame::Mark { acked: log.acked };
-                    mark.put(&mut buffer, log.epoch, first.seq, active.first);
-                    active.marked = log.acked;
-                }
-                let mut taken = 0;
-                for entry in rest {
-                    if taken > 0 && active.len + buffer.len() as u64 >= room {
-                        break;
-                    }
-                    let frame = Frame::Record(entry.bytes.clone());
-                    frame.put(&mut buffer, log.epoch, entry.seq, active.first);
-                    log.next = entry.seq + 1;
-                    taken += 1;
-                }
-                active.file.write_at(&buffer, active.len)?;
-                active.len += buffer.len() as u64;
-                self.bytes += buffer.len() as u64;
-                self.written_bytes += buffer.len() as u64;
-                let segment = log.segments.back_mut().expect("the active segment is the last");
-                segment.bytes = active.len;
-                segment.next = log.next;
-                rest = &rest[taken..];
-                if !rest.is_empty() {
-                    self.sync_streams(&[index])?;
-                    self.streams[index].active = None;
-                }
-            }
-            if !group.is_empty() {
-                touched.push(index);
-            }
-        }
-        Ok(touched)
-    }
-
-    /// Seals a full segment and begins the next; the name is on the medium before anything in it
-    /// counts.
-    fn ensure_active(&mut self, index: usize, first: u64) -> io::Result<()> {
-        let Self { disk, streams, limits, ordinal, .. } = self;
-        let stream = &mut streams[index];
-        if stream.active.as_ref().is_some_and(|active| active.len >= limits.segment_bytes) {
-            stream.active = None;
-        }
-        if stream.active.is_some() {
-            return Ok(());
-        }
-        let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
-        let name = segment::file_name(&stream.name, *ordinal, log.epoch, first);
-        let header = segment::header(log.epoch, first, log.acked);
-        let begun = disk.create(&name).and_then(|mut file| {
-            file.write_at(&header, 0)?;
-            file.sync()?;
-            disk.sync_directory()?;
-            Ok(file)
-        });
-        let file = begun.inspect_err(|_| drop(disk.remove(&name)))?;
-        let len = header.len() as u64;
-        if let Some(before) = log.segments.back_mut() {
-            before.next = before.next.min(first);
-        }
-        log.segments.retain(|segment| segment.first != first);
-        log.segments.push_back(Segment { first, next: first, bytes: len, failed_reads: 0 });
-        stream.active = Some(Active { file, first, len, marked: log.acked });
-        self.bytes += len;
-        self.written_bytes += len;
-        self.syncs += 2;
-        Ok(())
-    }
-
-    fn sync_streams(&mut self, touched: &[usize]) -> io::Result<()> {
-        for index in touched {
-            let stream = &mut self.streams[*index];
-            let active = stream.active.as_mut().expect("a touched stream has an active segment");
-            self.syncs += 1;
-            active.file.sync()?;
-        }
-        Ok(())
-    }
-
-    /// After a failed write or fsync: nothing of the group counts, and its files are left alone.
-    /// What of it did reach the medium does no harm: the caller appends the same records under
-    /// the same numbers again.
-    fn distrust(&mut self, entries: &[Entry]) {
-        for index in 0..self.streams.len() {
-            if !entries.iter().any(|entry| entry.stream == index) {
-                continue;
-            }
-            let Self { disk, streams, bytes, .. } = self;
-            let stream = &mut streams[index];
-            stream.active = None;
-            stream.cursor = None;
-            let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
-            log.next = log.kept;
-            while let Some(last) = log.segments.pop_back_if(|last| last.first >= log.kept) {
-                *bytes -= last.bytes;
-                let name = segment::file_name(&stream.name, log.ordinal, log.epoch, last.first);
-                // If it stays, the next segment of this number replaces it, or the next start
-                // passes over it.
-                drop(disk.remove(&name));
-            }
-            if let Some(last) = log.segments.back_mut() {
-                last.next = last.next.min(log.kept);
-            }
-        }
-    }
-}
-
-/// Which segment is read, and up to where.
-struct Place<'a> {
-    stream: &'a str,
-    ordinal: u32,
-    epoch: u64,
-    limit: u64,
-}
-
-impl Place<'_> {
-    fn read_segment<D: Disk>(
-        &self,
-        disk: &D,
-        segment: &Segment,
-        cursor: &mut Option<Cursor<D::File>>,
-        from: u64,
-        budget: &mut usize,
-        items: &mut Vec<Item>,
-    ) -> io::Result<u64> {
-        let (epoch, first) = (self.epoch, segment.first);
-        let fits = |c: &Cursor<D::File>| c.epoch == epoch && c.first == first && c.seq <= from;
-        let (file, mut offset) = match cursor.take().filter(fits) {
-            Some(cursor) => (cursor.file, cursor.offset),
-            None => {
-                let name = segment::file_name(self.stream, self.ordinal, epoch, first);
-                (disk.open(&name)?, HEADER_BYTES as u64)
-            }
-        };
-        let end = segment.next.min(self.limit);
-        let mut from = from;
-        while from < end && *budget > 0 {
-            let mut scan = Scan::load(&file, epoch, first, offset, READ_BYTES)?;
-            while from < end && *budget > 0 {
-                let Some((seq, frame)) = scan.next_frame() else { break };
-                let (Frame::Record(bytes), true) = (frame, seq >= from) else { continue };
-                let seq = seq.min(end);
-                if seq > from {
-                    items.push(Item::Skip { from, to: seq, reason: "damaged".into() });
-                }
-                if seq < end {
-                    *budget = budget.saturating_sub(bytes.len());
-                    items.push(Item::Record { seq, bytes });
-                }
-                from = (seq + 1).min(end);
-            }
-            let progress = scan.offset() > offset;
-            offset = scan.offset();
-            if !progress {
-                break;
-            }
-        }
-        if from < end && *budget > 0 {
-            items.push(Item::Skip { from, to: end, reason: "damaged".into() });
-            from = end;
-        }
-        *cursor = Some(Cursor { epoch, first, seq: from, offset, file });
-        Ok(from)
-    }
 }
 
 impl EpochLog {
@@ -712,12 +394,6 @@ impl EpochLog {
             joins
         });
         added
-    }
-}
-
-impl Entry {
-    fn frame_bytes(&self) -> u64 {
-        (segment::FRAME_BYTES + self.bytes.len()) as u64
     }
 }
 

@@ -41,7 +41,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("record", NOUNS),
     ("topic", NOUNS),
     ("protocol", NOUNS),
-    ("gateway", &["command", "record", "topic", "protocol"]),
+    ("gateway", &["command", "record", "topic", "protocol", "spool"]),
     ("spool", &[]),
     ("source", SOUTH_AND_NORTH),
     ("link", SOUTH_AND_NORTH),

@@ -10,6 +10,8 @@
 //! `unknown`, unless it is idempotent), or is over (its last status is repeated). A command must
 //! never be delivered twice, and never be forgotten before the hub can have stopped asking for it.
 
+mod device;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     time::{Duration, Instant},
@@ -155,9 +157,6 @@ impl Commands {
         (self.known.values().filter(|life| life.live.is_some()).count(), self.known.len())
     }
 
-    // --- from the hub
-    // ----------------------------------------------------------------------------------------------
-
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
         let fingerprint = fingerprint(&command);
         let under_way = self.counts().0;
@@ -288,165 +287,6 @@ impl Commands {
         };
         self.known.insert(command.id.clone(), Life { kept, live: None });
     }
-
-    // --- to the device
-    // ---------------------------------------------------------------------------------------------
-
-    fn send(&mut self, now: Now, command: Command) {
-        let id = command.id.clone();
-        let expires = now.instant + command.ttl.min(MAX_TTL);
-        let life = self.known.get_mut(&id).expect("begun before it is sent");
-        life.live = Some(Live { command, step: Step::Journalling { expires } });
-        if expires <= now.instant {
-            self.finish(now, &id, State::Expired, None, None, Receipts::None);
-            return;
-        }
-        life.kept.sending = true;
-        self.write(&id);
-        self.unjournalled.push(id);
-    }
-
-    /// Changes for the journal, to be put on the medium and answered with
-    /// [`Commands::handle_journalled`] before the next are taken.
-    pub(super) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
-        self.journalling = std::mem::take(&mut self.unjournalled);
-        self.reporting = std::mem::take(&mut self.unreported);
-        std::mem::take(&mut self.journal)
-    }
-
-    pub(super) fn has_journal_changes(&self) -> bool {
-        !self.journal.is_empty()
-    }
-
-    /// The journal's changes are on the medium, or it could not be told.
-    pub(super) fn handle_journalled(&mut self, now: Now, kept: bool) {
-        for (status, receipts) in std::mem::take(&mut self.reporting) {
-            if kept {
-                self.out.push_back(Out::Report(status, receipts));
-            } else {
-                self.write(&status.id);
-                self.unreported.push((status, receipts));
-            }
-        }
-        for id in std::mem::take(&mut self.journalling) {
-            let Some(life) = self.known.get_mut(&id) else { continue };
-            let Some(Live { command, step }) = &mut life.live else { continue };
-            let Step::Journalling { expires } = *step else { continue };
-            if !kept {
-                // It was not sent, so that it may be tried as long as its time lasts.
-                life.kept.sending = false;
-                *step = Step::Waiting { expires, retry: now.instant + RETRY };
-                continue;
-            }
-            let topic = self.rules.topic.fill("{device}, {command} and {id}", |name| match name {
-                "device" => Some(&command.device),
-                "command" => Some(&command.name),
-                "id" => Some(command.id.as_str()),
-                _ => None,
-            });
-            let payload = payload_of(command);
-            let device = command.device.clone();
-            *step = Step::Sending { until: now.instant + command.timeout.max(RETRY), expires };
-            let first = life.kept.last.is_none();
-            if first {
-                self.advance(&id, State::Accepted, None, None, Receipts::None);
-            }
-            match topic {
-                Ok(topic) => {
-                    let token = self.next_token;
-                    self.next_token += 1;
-                    self.deliveries.insert(token, id);
-                    self.out.push_back(Out::Deliver { token, device, topic, payload });
-                }
-                Err(error) => {
-                    let why = failure("bad_params", &error.to_string());
-                    self.finish(now, &id, State::Failed, None, Some(why), Receipts::None);
-                }
-            }
-        }
-    }
-
-    /// The device's transport took it.
-    pub(super) fn handle_delivered(&mut self, now: Now, token: u64) {
-        let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
-            return;
-        };
-        if let Step::Sending { .. } = live.step {
-            live.step = Step::Delivered { until: now.instant + live.command.timeout };
-            self.advance(&id, State::Delivered, None, None, Receipts::None);
-        }
-    }
-
-    /// Nothing was sent: it waits for the device.
-    pub(super) fn handle_undelivered(&mut self, now: Now, token: u64) {
-        let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(life) = self.known.get_mut(&id) else { return };
-        let Some(live) = &mut life.live else { return };
-        let Step::Sending { expires, .. } = live.step else { return };
-        live.step = Step::Waiting { expires, retry: now.instant + RETRY };
-        life.kept.sending = false;
-        self.write(&id);
-    }
-
-    /// The connection ended before the device's transport answered.
-    pub(super) fn handle_interrupted(&mut self, now: Now, token: u64) {
-        let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
-            return;
-        };
-        let Step::Sending { expires, .. } = live.step else { return };
-        if live.command.idempotent {
-            live.step = Step::Waiting { expires, retry: now.instant + RETRY };
-        } else {
-            let why = failure(
-                "interrupted",
-                "the device's connection ended before it confirmed the command",
-            );
-            self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
-        }
-    }
-
-    /// A device is here: what waits for it is tried now.
-    pub(super) fn handle_device_seen(&mut self, now: Now, device: &str) {
-        for life in self.known.values_mut() {
-            let Some(Live { command, step: Step::Waiting { retry, .. } }) = &mut life.live else {
-                continue;
-            };
-            if command.device == device {
-                *retry = now.instant;
-            }
-        }
-    }
-
-    // --- from the device
-    // -------------------------------------------------------------------------------------------
-
-    /// Whether a topic is that of replies; if so the reply is taken, and `receipt` waits for its
-    /// report.
-    pub(super) fn handle_reply(
-        &mut self,
-        now: Now,
-        topic: &str,
-        payload: &[u8],
-        receipt: Option<Receipt>,
-    ) -> Result<Reply, Option<Receipt>> {
-        let reply_template = self.rules.reply.clone();
-        let Some(captures) = reply_template.matches(topic) else { return Err(receipt) };
-        let id = captures.get("id").and_then(|id| CommandId::try_from(id.to_owned()).ok());
-        let waiting = id.and_then(|id| {
-            let live = self.known.get(&id)?.live.as_ref()?;
-            let fits = captures.get("device").is_none_or(|device| device == live.command.device);
-            (fits && matches!(live.step, Step::Sending { .. } | Step::Delivered { .. }))
-                .then_some(id)
-        });
-        let Some(id) = waiting else { return Ok(Reply::Unexpected(receipt)) };
-        let (state, result, error) = outcome(payload);
-        self.finish(now, &id, state, result, error, receipt.into());
-        Ok(Reply::Taken)
-    }
-
-    // --- time ------------------------------------------------------------------------------------------------------
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.known.values().filter_map(|life| life.live.as_ref()).map(|live| live.step.due()).min()
@@ -587,66 +427,4 @@ fn fingerprint(command: &Command) -> u64 {
     parts.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
-}
-
-/// The MQTT payload of a command: `{"id","name","params"}`.
-fn payload_of(command: &Command) -> Bytes {
-    #[derive(Serialize)]
-    struct Payload<'a> {
-        id: &'a CommandId,
-        name: &'a str,
-        params: &'a RawValue,
-    }
-    let payload = Payload { id: &command.id, name: &command.name, params: &command.params };
-    serde_json::to_vec(&payload).expect("a command has string keys only").into()
-}
-
-/// What a reply means: `{"ok":true,"result":…}`, `{"ok":false,"error":{"code","message"}}`, or any
-/// object without `ok`.
-fn outcome(payload: &[u8]) -> (State, Option<Box<RawValue>>, Option<Failure>) {
-    #[derive(Deserialize)]
-    struct Answer {
-        ok: Option<bool>,
-        result: Option<Box<RawValue>>,
-        error: Option<Failure>,
-    }
-    if payload.len() > MAX_RESULT_BYTES {
-        let why = format!(
-            "the reply has {} bytes; at most {MAX_RESULT_BYTES} are reported",
-            payload.len()
-        );
-        return (State::Failed, None, Some(failure("too_large", &why)));
-    }
-    let whole = || std::str::from_utf8(payload).ok().map(str::to_owned).map(RawValue::from_string);
-    match (record::is_plain_json(payload), serde_json::from_slice::<Answer>(payload)) {
-        (true, Ok(Answer { ok: Some(true), result, .. })) => (State::Succeeded, result, None),
-        (true, Ok(Answer { ok: Some(false), error, .. })) => {
-            let why = error.unwrap_or_else(|| failure("failed", "the device gave no reason"));
-            (State::Failed, None, Some(why))
-        }
-        (true, _) if payload.trim_ascii_start().starts_with(b"{") => {
-            (State::Succeeded, whole().and_then(Result::ok), None)
-        }
-        _ => {
-            let why = "the device's reply is not a JSON object";
-            (State::Failed, None, Some(failure("bad_reply", why)))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn replies_mean_what_the_contract_says() {
-        let state = |payload: &str| outcome(payload.as_bytes()).0;
-        assert_eq!(state(r#"{"ok":true,"result":1}"#), State::Succeeded);
-        assert_eq!(state(r#"{"ok":false,"error":{"code":"jammed","message":"x"}}"#), State::Failed);
-        assert_eq!(state(r#"{"position":3}"#), State::Succeeded);
-        assert_eq!(state("done"), State::Failed);
-        assert_eq!(state("[1]"), State::Failed);
-        let (_, result, _) = outcome(br#"{"position":3}"#);
-        assert_eq!(result.unwrap().get(), r#"{"position":3}"#);
-    }
 }

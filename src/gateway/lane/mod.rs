@@ -1,0 +1,230 @@
+//! One stream: its epochs, what of them is in memory, what is under way, and who waits for it.
+//!
+//! A lane numbers records, hands them to the disk when they are due, gives the next one to send,
+//! and lets go of what the hub holds. It must never give a number twice, never send past the hub's
+//! window, and never let go of a receipt before its record is safe.
+
+mod disk;
+mod uplink;
+
+use std::{collections::VecDeque, time::Instant};
+
+use bytes::Bytes;
+
+use crate::{
+    protocol::{Epoch, HeldEpoch, StreamName, Window},
+    record::Receipt,
+    spool::{HeldRange, Item},
+};
+
+/// What a record costs in memory beside its bytes.
+const OVERHEAD_BYTES: usize = 96;
+
+/// How much of a backlog is read ahead of the link.
+pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
+
+/// After so many sessions that the peer ended on the same unacknowledged batch, the batch is halved
+/// (PROTOCOL.md, 4).
+const STRIKES: u32 = 3;
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) name: StreamName,
+    /// The lane's index, by which the spool knows it.
+    index: usize,
+    /// Oldest first; the last is the current one and never goes.
+    epochs: VecDeque<EpochState>,
+    /// Epochs that the hub holds in full and the disk has yet to let go of for good. `hello` lists
+    /// them until then: a hub that had forgotten one would take it for new if a crash brought
+    /// it back.
+    retiring: Vec<Retiring>,
+    memory: VecDeque<Kept>,
+    memory_bytes: usize,
+    /// The number of the first record in memory; all after it up to `next` are there too.
+    memory_first: u64,
+    /// Up to here receipts have been given back.
+    released: u64,
+    /// Up to here the current epoch was handed to the disk or acknowledged, and up to here it is
+    /// safe.
+    appending: u64,
+    synced: u64,
+    /// One past the last number of the current epoch that the disk was given, and how far it was
+    /// told to trim it.
+    disk_end: u64,
+    trimmed: u64,
+    /// Whether only what is on disk may be sent.
+    disk_first: bool,
+    ahead: VecDeque<Item>,
+    reading: bool,
+    flight: VecDeque<Batch>,
+    flight_records: u64,
+    flight_bytes: u64,
+    window: Window,
+    suspect: Suspect,
+    /// Since start: skipped records, as the hub was told.
+    pub(super) skipped: u64,
+}
+
+#[derive(Debug)]
+struct EpochState {
+    epoch: Epoch,
+    acked: u64,
+    next: u64,
+    /// The next to send in this session.
+    send: u64,
+    /// The hub wants to hear of numbers that this side let go of already.
+    owed: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Retiring {
+    epoch: Epoch,
+    next: u64,
+    asked: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bytes: Bytes,
+    heard: Instant,
+    receipts: Receipts,
+}
+
+/// Who waits for a record.
+#[derive(Debug, Default)]
+pub(super) enum Receipts {
+    /// Nobody.
+    #[default]
+    None,
+    /// One publish: the usual case costs no allocation.
+    One(Receipt),
+    /// Several publishes that one report accounts for.
+    Many(Vec<Receipt>),
+}
+
+#[derive(Debug)]
+struct Batch {
+    first: u64,
+    /// One past the last number.
+    end: u64,
+    records: u64,
+    bytes: u64,
+    sent: Instant,
+}
+
+/// What ended sessions have in common.
+#[derive(Debug, Default)]
+struct Suspect {
+    epoch: Option<Epoch>,
+    first: u64,
+    strikes: u32,
+    /// How many records a batch that begins at `first` may have.
+    limit: Option<u64>,
+}
+
+/// The next thing to send.
+#[derive(Debug)]
+pub(super) enum Next {
+    Record { epoch: Epoch, seq: u64, bytes: Bytes },
+    Skip { epoch: Epoch, from: u64, to: u64, reason: String },
+}
+
+impl Lane {
+    pub(super) fn new(index: usize, name: StreamName, epoch: Epoch, disk_first: bool) -> Self {
+        Self {
+            name,
+            index,
+            epochs: VecDeque::from([EpochState::new(epoch, 0, 1)]),
+            retiring: Vec::new(),
+            memory: VecDeque::new(),
+            memory_bytes: 0,
+            memory_first: 1,
+            released: 1,
+            appending: 1,
+            synced: 1,
+            disk_end: 1,
+            trimmed: 0,
+            disk_first,
+            ahead: VecDeque::new(),
+            reading: false,
+            flight: VecDeque::new(),
+            flight_records: 0,
+            flight_bytes: 0,
+            window: Window::default(),
+            suspect: Suspect::default(),
+            skipped: 0,
+        }
+    }
+
+    /// Takes over what an earlier start left on disk.
+    pub(super) fn inherit(&mut self, held: &HeldRange) {
+        let epoch = Epoch(held.epoch);
+        if held.next == held.acked + 1 {
+            self.retiring.push(Retiring { epoch, next: held.next, asked: false });
+            return;
+        }
+        let state = EpochState::new(epoch, held.acked, held.next);
+        let current = self.epochs.len() - 1;
+        self.epochs.insert(current, state);
+    }
+
+    /// Numbers a record and keeps it.
+    pub(super) fn push(&mut self, now: Instant, bytes: Bytes, receipts: Receipts) -> u64 {
+        self.memory_bytes += bytes.len() + OVERHEAD_BYTES;
+        self.memory.push_back(Kept { bytes, heard: now, receipts });
+        let current = self.current();
+        current.next += 1;
+        current.next - 1
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
+    /// Records that the hub does not hold yet.
+    pub(super) fn held_records(&self) -> u64 {
+        self.epochs.iter().map(|epoch| epoch.next - 1 - epoch.acked).sum()
+    }
+
+    /// What `hello` says of this stream.
+    pub(super) fn held(&self) -> impl Iterator<Item = HeldEpoch> {
+        let retiring = self.retiring.iter().map(|old| (old.epoch, old.next, old.next));
+        let held = self.epochs.iter().map(|state| (state.epoch, state.acked + 1, state.next));
+        retiring.chain(held).map(|(epoch, first, next)| HeldEpoch {
+            stream: self.name.clone(),
+            epoch,
+            first,
+            next,
+        })
+    }
+
+    fn current(&mut self) -> &mut EpochState {
+        self.epochs.back_mut().expect("the current epoch never goes")
+    }
+
+    fn last(&self) -> &EpochState {
+        self.epochs.back().expect("the current epoch never goes")
+    }
+}
+
+impl EpochState {
+    fn new(epoch: Epoch, acked: u64, next: u64) -> Self {
+        Self { epoch, acked, next, send: acked + 1, owed: None }
+    }
+}
+
+impl Receipts {
+    pub(super) fn give_back(self, safe: &mut Vec<Receipt>) {
+        match self {
+            Self::None => {}
+            Self::One(receipt) => safe.push(receipt),
+            Self::Many(receipts) => safe.extend(receipts),
+        }
+    }
+}
+
+impl From<Option<Receipt>> for Receipts {
+    fn from(receipt: Option<Receipt>) -> Self {
+        receipt.map_or(Self::None, Self::One)
+    }
+}

@@ -1,0 +1,228 @@
+//! A lane's records on their way to the hub, and the hub's word that it has them.
+
+use std::time::Instant;
+
+use super::{Batch, Lane, Next, Retiring, STRIKES, Suspect, disk::end_of};
+use crate::{
+    protocol::{Epoch, Position, Window},
+    record::Receipt,
+    spool::Item,
+};
+
+impl Lane {
+    /// A session begins or ends: nothing is under way.
+    pub(in crate::gateway) fn rewind(&mut self) {
+        self.flight.clear();
+        (self.flight_records, self.flight_bytes) = (0, 0);
+        self.ahead.clear();
+        for state in &mut self.epochs {
+            state.send = state.acked + 1;
+            state.owed = None;
+        }
+    }
+
+    /// The peer ended a session while something was under way: the same batch again and again is
+    /// suspect.
+    pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self) {
+        let Some(batch) = self.flight.front() else { return };
+        let (epoch, first) = (Some(self.epochs[0].epoch), batch.first);
+        if (self.suspect.epoch, self.suspect.first) != (epoch, first) {
+            self.suspect = Suspect { epoch, first, strikes: 0, limit: None };
+        }
+        self.suspect.strikes += 1;
+        if self.suspect.strikes >= STRIKES {
+            self.suspect.strikes = 0;
+            // Below one record there is nothing left to halve: `peek` makes it a skip.
+            self.suspect.limit =
+                Some(self.suspect.limit.map_or(batch.records / 2, |limit| limit / 2));
+        }
+    }
+
+    /// The hub's position and window. Says what the spool is to trim.
+    pub(in crate::gateway) fn handle_position(
+        &mut self,
+        position: &Position,
+        resume: bool,
+        safe: &mut Vec<Receipt>,
+    ) -> Option<(Epoch, u64)> {
+        if let Some(window) = position.window {
+            self.window = window;
+        }
+        let place = self.epochs.iter().position(|state| state.epoch == position.epoch)?;
+        let is_current = place == self.epochs.len() - 1;
+        let state = &mut self.epochs[place];
+        if resume && position.acked < state.acked {
+            state.owed = Some(position.acked + 1);
+        }
+        // What was never sent in this session may still be held: an earlier session sent it.
+        let acked = position.acked.min(if resume { state.next } else { state.send } - 1);
+        if acked <= state.acked {
+            return None;
+        }
+        state.acked = acked;
+        state.send = state.send.max(acked + 1);
+        let epoch = state.epoch;
+        let done = !is_current && state.next == acked + 1;
+        if is_current {
+            while self.memory_first <= acked && !self.memory.is_empty() {
+                let receipts = self.forget_first();
+                receipts.give_back(safe);
+            }
+            self.memory_first = self.memory_first.max(acked + 1);
+            self.appending = self.appending.max(acked + 1).min(self.last().next);
+            self.released = self.released.max(acked + 1);
+        }
+        if place == 0 {
+            self.land(acked);
+        }
+        if done {
+            let next = acked + 1;
+            self.epochs.remove(place);
+            self.retiring.push(Retiring { epoch, next, asked: false });
+            self.ahead.clear();
+            return None;
+        }
+        self.trim_after_ack(is_current, epoch, acked)
+    }
+
+    /// The hub misses something: on with `expected`.
+    pub(in crate::gateway) fn handle_gap(&mut self, epoch: Epoch, expected: u64) {
+        let Some(place) = self.epochs.iter().position(|state| state.epoch == epoch) else { return };
+        let state = &mut self.epochs[place];
+        if expected >= state.next {
+            return;
+        }
+        state.owed = (expected <= state.acked).then_some(expected);
+        state.send = expected.max(state.acked + 1);
+        if place == 0 {
+            self.flight.clear();
+            (self.flight_records, self.flight_bytes) = (0, 0);
+            self.ahead.clear();
+        }
+    }
+
+    /// What is to be sent next, if there is anything and it may be sent. The window is looked at
+    /// only for the first of a batch; the batch itself keeps to [`Lane::batch_limit`] and
+    /// [`Lane::byte_room`].
+    pub(in crate::gateway) fn peek(&mut self, in_batch: bool) -> Option<Next> {
+        let state = &self.epochs[0];
+        let (epoch, seq) = (state.epoch, state.send);
+        if let Some(from) = state.owed {
+            let reason = "damaged".into();
+            return Some(Next::Skip { epoch, from, to: state.acked + 1, reason });
+        }
+        let end = match (self.epochs.len() > 1, self.disk_first) {
+            (true, _) => state.next,
+            (false, true) => self.synced.max(state.acked + 1),
+            (false, false) => state.next,
+        };
+        if seq >= end || !(in_batch || self.has_room()) {
+            return None;
+        }
+        if self.suspect.epoch == Some(epoch)
+            && self.suspect.first == seq
+            && self.suspect.limit == Some(0)
+        {
+            return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: "poison".into() });
+        }
+        if seq >= self.on_disk_end() {
+            let bytes = self.memory[(seq - self.memory_first) as usize].bytes.clone();
+            return Some(Next::Record { epoch, seq, bytes });
+        }
+        while self.ahead.front().is_some_and(|item| end_of(item) <= seq) {
+            self.ahead.pop_front();
+        }
+        match self.ahead.front()? {
+            Item::Record { seq: found, bytes } if *found == seq => {
+                Some(Next::Record { epoch, seq, bytes: bytes.clone() })
+            }
+            Item::Skip { from, to, reason } if *from <= seq => {
+                Some(Next::Skip { epoch, from: seq, to: (*to).min(end), reason: reason.clone() })
+            }
+            _ => {
+                self.ahead.clear();
+                None
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.window.records > 0
+            && (self.flight_records == 0
+                || (self.flight_records < self.window.records
+                    && self.flight_bytes < self.window.bytes))
+    }
+
+    /// How many records the next batch may have: the window's rest, less where a batch is suspect.
+    pub(in crate::gateway) fn batch_limit(&self) -> u64 {
+        let state = &self.epochs[0];
+        let room = self.window.records.saturating_sub(self.flight_records).max(1);
+        match self.suspect.limit {
+            Some(limit)
+                if self.suspect.epoch == Some(state.epoch) && self.suspect.first == state.send =>
+            {
+                room.min(limit.max(1))
+            }
+            _ => room,
+        }
+    }
+
+    /// The payload bytes that the window still has room for; a record that is alone always fits.
+    pub(in crate::gateway) fn byte_room(&self) -> u64 {
+        self.window.bytes.saturating_sub(self.flight_bytes)
+    }
+
+    /// The record before `send` is in the batch.
+    pub(in crate::gateway) fn advance(&mut self, send: u64) {
+        self.epochs[0].send = send;
+    }
+
+    /// `records` records or one skip, up to `end`, have been put on the link.
+    pub(in crate::gateway) fn sent(&mut self, now: Instant, end: u64, records: u64, bytes: u64) {
+        let state = &mut self.epochs[0];
+        let first =
+            if records > 0 { end - records } else { state.owed.take().unwrap_or(state.send) };
+        state.send = state.send.max(end);
+        if records == 0 {
+            self.skipped += end - first;
+        }
+        self.flight_records += records;
+        self.flight_bytes += bytes;
+        self.flight.push_back(Batch { first, end, records, bytes, sent: now });
+    }
+
+    /// When the oldest batch that is still under way was sent; `None` while the hub pauses the
+    /// stream.
+    pub(in crate::gateway) fn oldest_flight(&self) -> Option<Instant> {
+        if self.window.records == 0 { None } else { self.flight.front().map(|batch| batch.sent) }
+    }
+
+    /// The position up to which this session has sent, for the pong barrier.
+    pub(in crate::gateway) fn sent_position(&self) -> Option<Position> {
+        let state = &self.epochs[0];
+        (state.send > state.acked + 1).then(|| Position {
+            stream: self.name.clone(),
+            epoch: state.epoch,
+            acked: state.send - 1,
+            window: None,
+        })
+    }
+
+    pub(in crate::gateway) fn set_window(&mut self, window: Window) {
+        self.window = window;
+    }
+
+    fn land(&mut self, acked: u64) {
+        while let Some(batch) = self.flight.front_mut() {
+            if batch.end > acked + 1 {
+                break;
+            }
+            self.flight_records -= batch.records;
+            self.flight_bytes -= batch.bytes;
+            self.flight.pop_front();
+        }
+        if self.suspect.first <= acked {
+            self.suspect = Suspect::default();
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What the link brings: it comes up, the hub speaks, it ends.
+
+use std::time::Duration;
+
+use super::{
+    DiskRequest, Ended, Gateway, Now, Output, Transmit,
+    lane::Lane,
+    uplink::{Phase, Then, Uplink},
+};
+use crate::{
+    command::Command,
+    protocol::{
+        Decoded, ErrorMessage, GatewayMessage, HubLimits, HubMessage, Position, Welcome, Window,
+        close, from_hub,
+    },
+};
+
+impl Gateway {
+    /// The upgrade succeeded.
+    pub fn handle_up(&mut self, now: Now, subprotocol: Option<&str>) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let Phase::Dialing { managed } = uplink.phase else { return };
+        tracing::debug!(managed, subprotocol, "the link is up");
+        if managed {
+            uplink.greet(now);
+            let hello = self.hello(now);
+            self.control.push_back(Transmit::Text(hello.to_json()));
+        } else {
+            self.begin_plain(now);
+        }
+    }
+
+    /// A text message.
+    pub fn handle_text(&mut self, now: Now, text: &str) {
+        self.handle_heard(now);
+        let greeting = match self.uplink.as_ref().map(|uplink| &uplink.phase) {
+            Some(Phase::Greeting { .. }) => true,
+            Some(Phase::Live(session)) if session.managed => false,
+            Some(Phase::Live(_)) => return self.handle_plain_text(now, text),
+            _ => return,
+        };
+        match from_hub(text) {
+            Ok(Decoded::Message(HubMessage::Welcome(welcome))) if greeting => {
+                self.handle_welcome(now, welcome);
+            }
+            // Our own hello coming back: an echo, not a hub.
+            Ok(Decoded::Unknown(kind)) if greeting && kind == "hello" => {
+                self.give_up_greeting(now, "the server sends back what it gets");
+            }
+            Ok(Decoded::Message(message)) if !greeting => self.handle_message(now, message),
+            Ok(Decoded::MustUnderstand(kind)) => {
+                let why =
+                    format!("the hub sent a message of type {kind:?} that must be understood");
+                self.close(now, close::UNSUPPORTED, Then::Slow, why);
+            }
+            Ok(_) => self.counters.ignored_frames += 1,
+            Err(error) if greeting => {
+                tracing::debug!(%error, "not a welcome");
+                self.counters.ignored_frames += 1;
+            }
+            Err(error) => {
+                self.counters.ignored_frames += 1;
+                tracing::info!(%error, "a message of the hub is malformed");
+                let message = ErrorMessage::new("bad_message", error.to_string());
+                let reply = GatewayMessage::Error(message).to_json();
+                self.control.push_back(Transmit::Text(reply));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Any other frame, or a binary message, which this version has no use for.
+    pub fn handle_other(&mut self, now: Now) {
+        self.handle_heard(now);
+        self.counters.ignored_frames += 1;
+    }
+
+    /// A Pong.
+    pub fn handle_pong(&mut self, now: Now, payload: &[u8]) {
+        self.handle_heard(now);
+        let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) else { return };
+        let reached = if session.managed { Vec::new() } else { session.handle_pong(payload) };
+        for position in reached {
+            self.handle_position(&position, false);
+        }
+        self.settle(now);
+    }
+
+    /// Bytes left the socket.
+    pub fn handle_progress(&mut self, now: Now) {
+        if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
+            session.handle_progress(now.instant);
+        }
+    }
+
+    /// The link ended.
+    pub fn handle_ended(&mut self, now: Now, ended: &Ended) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let by_peer = matches!(ended, Ended::Closed { .. } | Ended::Cut(_));
+        let was_live = uplink.session().is_some();
+        if let Phase::Closing { then, .. } = uplink.phase {
+            uplink.after_close(now, then);
+        } else {
+            let wait = uplink.handle_ended(now, ended);
+            let retry_ms = wait.as_millis() as u64;
+            tracing::info!(reason = %ended, retry_ms, "the link is down");
+        }
+        if was_live && by_peer {
+            self.lanes.iter_mut().for_each(Lane::handle_session_ended_by_peer);
+        }
+        self.forget_session();
+        self.settle(now);
+    }
+
+    fn handle_heard(&mut self, now: Now) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let interval = uplink.settings.ping_interval;
+        if let Some(session) = uplink.session_mut() {
+            session.handle_heard(now.instant, interval);
+        }
+    }
+
+    fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
+        let Some(uplink) = &mut self.uplink else { return };
+        if !uplink.settings.proven_managed {
+            self.outputs.push_back(Output::RememberManaged);
+        }
+        let Welcome { session, hub, limits, streams, .. } = welcome;
+        tracing::info!(hub, session, "the session with the hub is on");
+        uplink.go_live(now, true, session, limits);
+        for lane in &mut self.lanes {
+            lane.rewind();
+            lane.set_window(Window::default());
+        }
+        for position in streams {
+            self.handle_position(&position, true);
+        }
+    }
+
+    fn begin_plain(&mut self, now: Now) {
+        let Some(uplink) = &mut self.uplink else { return };
+        tracing::info!("plain mode: records go as text frames, the pong barrier confirms them");
+        uplink.go_live(now, false, String::new(), HubLimits::default());
+        for lane in &mut self.lanes {
+            lane.rewind();
+            lane.set_window(Window { records: 1000, bytes: 1 << 20 });
+        }
+        self.commands.handle_no_resend(now);
+        self.settle(now);
+    }
+
+    fn handle_message(&mut self, now: Now, message: HubMessage) {
+        match message {
+            HubMessage::Ack(ack) => {
+                for (seq, reason) in &ack.rejected {
+                    self.counters.rejected += 1;
+                    let stream = &ack.position.stream;
+                    tracing::info!(%stream, seq, reason, "the hub rejected a record for good");
+                }
+                self.handle_position(&ack.position, false);
+            }
+            HubMessage::Command(command) => {
+                let command = Command {
+                    id: command.id,
+                    device: command.device,
+                    name: command.name,
+                    params: command.params,
+                    ttl: Duration::from_millis(command.ttl_ms),
+                    timeout: Duration::from_millis(command.timeout_ms.max(1)),
+                    idempotent: command.idempotent,
+                    hub_holds: command.state.map(|state| (state.n, state.state)),
+                };
+                self.commands.handle_command(now, command);
+            }
+            HubMessage::Cancel { id } => self.commands.handle_cancel(now, &id),
+            HubMessage::Error(error) => self.handle_error(error),
+            HubMessage::Drain(drain) => {
+                if let Some(uplink) = &mut self.uplink {
+                    uplink.handle_drain(drain);
+                }
+            }
+            HubMessage::Welcome(_) | HubMessage::AuthOk { .. } => {}
+        }
+    }
+
+    fn handle_error(&mut self, error: ErrorMessage) {
+        match (error.code.as_str(), error.stream, error.epoch, error.expected) {
+            ("gap", Some(stream), Some(epoch), Some(expected)) => {
+                tracing::info!(%stream, %epoch, expected, "the hub misses records; sending on from there");
+                if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.name == stream) {
+                    lane.handle_gap(epoch, expected);
+                }
+            }
+            (code, ..) => tracing::warn!(code, message = error.message, "the hub reports an error"),
+        }
+    }
+
+    /// Echoes, greetings, broadcasts: counted and dropped. A command is obeyed if the configuration
+    /// says so.
+    fn handle_plain_text(&mut self, now: Now, text: &str) {
+        let obeys = self.uplink.as_ref().is_some_and(|uplink| uplink.settings.plain_commands);
+        match from_hub(text) {
+            Ok(Decoded::Message(
+                message @ (HubMessage::Command(_) | HubMessage::Cancel { .. }),
+            )) if obeys => {
+                self.handle_message(now, message);
+            }
+            _ => self.counters.ignored_frames += 1,
+        }
+        self.settle(now);
+    }
+
+    fn handle_position(&mut self, position: &Position, resume: bool) {
+        let lane = self.lanes.iter_mut().position(|lane| lane.name == position.stream);
+        let Some(lane) = lane else { return };
+        let mut safe = Vec::new();
+        let trim = self.lanes[lane].handle_position(position, resume, &mut safe);
+        self.outputs.extend(safe.into_iter().map(Output::Safe));
+        if let Some((epoch, acked)) = trim {
+            self.outputs.push_back(Output::Disk(DiskRequest::Trim { lane, epoch, acked }));
+        }
+    }
+
+    pub(super) fn give_up_greeting(&mut self, now: Now, why: &str) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let then = uplink.handle_no_welcome(now, why);
+        if then == Then::Plain {
+            tracing::info!(why, "the server is no hub; going on in plain mode");
+        } else {
+            tracing::warn!(why, "the hub gave no welcome");
+        }
+        self.control.clear();
+        self.control.push_back(Transmit::Close { code: close::NORMAL, reason: String::new() });
+    }
+
+    pub(super) fn close(&mut self, now: Now, code: u16, then: Then, why: String) {
+        let Some(uplink) = &mut self.uplink else { return };
+        tracing::info!(why, "closing the link");
+        self.control.clear();
+        self.control.push_back(Transmit::Close { code, reason: why.clone() });
+        uplink.close(now, then, why);
+    }
+
+    pub(super) fn forget_session(&mut self) {
+        self.control.clear();
+        for lane in &mut self.lanes {
+            lane.rewind();
+        }
+    }
+}

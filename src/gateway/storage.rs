@@ -1,0 +1,145 @@
+//! What goes to the disk and when, and what comes back from it.
+
+use std::time::Instant;
+
+use super::{
+    DISK_RETRY, DiskRequest, GROUP_BYTES, Gateway, KEEP_BYTES, Now, Output,
+    lane::{Lane, READ_AHEAD_BYTES},
+};
+use crate::{
+    protocol::Epoch,
+    spool::{Evicted, Item},
+};
+
+impl Gateway {
+    /// An append ended.
+    pub fn handle_appended(&mut self, now: Now, result: Result<Vec<Evicted>, String>) {
+        self.disk.appending = false;
+        let mut safe = Vec::new();
+        for lane in &mut self.lanes {
+            lane.handle_appended(result.is_ok(), &mut safe);
+            lane.shed(KEEP_BYTES);
+        }
+        self.outputs.extend(safe.into_iter().map(Output::Safe));
+        self.note_disk(now, result.as_ref().err());
+        for evicted in result.unwrap_or_default() {
+            let stream = &self.lanes[evicted.stream].name;
+            let records = evicted.records;
+            self.disk.evicted += records;
+            tracing::error!(%stream, records, "spool.max_bytes is reached: the oldest records were evicted");
+        }
+        self.settle(now);
+    }
+
+    /// A read ended.
+    pub fn handle_read(
+        &mut self,
+        now: Now,
+        lane: usize,
+        epoch: Epoch,
+        result: Result<Vec<Item>, String>,
+    ) {
+        match result {
+            Ok(items) => self.lanes[lane].handle_read(epoch, items),
+            Err(error) => {
+                self.lanes[lane].handle_read_failed();
+                self.note_disk(now, Some(&error));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// An epoch is gone for good, or could not be let go of.
+    pub fn handle_retired(
+        &mut self,
+        now: Now,
+        lane: usize,
+        epoch: Epoch,
+        result: Result<(), String>,
+    ) {
+        self.lanes[lane].handle_retired(epoch, result.is_ok());
+        self.note_disk(now, result.err().as_ref());
+        self.settle(now);
+    }
+
+    /// A change of the journal ended.
+    pub fn handle_journalled(&mut self, now: Now, result: Result<(), String>) {
+        self.disk.journalling = false;
+        self.note_disk(now, result.as_ref().err());
+        self.commands.handle_journalled(now, result.is_ok());
+        self.settle(now);
+    }
+
+    fn note_disk(&mut self, now: Now, error: Option<&String>) {
+        match error {
+            None => {
+                if self.disk.error.take().is_some() {
+                    tracing::info!("the disk takes writes again");
+                }
+                self.disk.retry_at = None;
+            }
+            Some(error) => {
+                if self.disk.error.as_ref() != Some(error) {
+                    tracing::error!(error, "the disk fails; unsafe publishes stay unacknowledged");
+                }
+                self.disk.error = Some(error.clone());
+                self.disk.retry_at = Some(now.instant + DISK_RETRY);
+            }
+        }
+    }
+
+    pub(super) fn settle_disk(&mut self, now: Now) {
+        if self.disk.retry_at.is_some() {
+            return;
+        }
+        if !self.disk.journalling {
+            let changes = self.commands.take_journal();
+            if !changes.is_empty() {
+                self.disk.journalling = true;
+                self.outputs.push_back(Output::Disk(DiskRequest::Journal(changes)));
+            }
+        }
+        if !self.disk.appending && self.write_due().is_some_and(|due| due <= now.instant) {
+            self.append();
+        }
+        let live = self.is_live();
+        for (lane, state) in self.lanes.iter_mut().enumerate() {
+            while let Some(epoch) = state.wants_retired() {
+                self.outputs.push_back(Output::Disk(DiskRequest::Retire { lane, epoch }));
+            }
+            if let Some((epoch, from)) = live.then(|| state.wants_read()).flatten() {
+                let max_bytes = READ_AHEAD_BYTES;
+                let request = DiskRequest::Read { lane, epoch, from, max_bytes };
+                self.outputs.push_back(Output::Disk(request));
+            }
+        }
+    }
+
+    fn append(&mut self) {
+        let (mut entries, mut budget) = (Vec::new(), GROUP_BYTES);
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let before = entries.len();
+            let trim = lane.trim_before_append();
+            lane.take_unwritten(&mut entries, &mut budget);
+            if let Some((epoch, acked)) = trim.filter(|_| entries.len() > before) {
+                let request = DiskRequest::Trim { lane: index, epoch, acked };
+                self.outputs.push_back(Output::Disk(request));
+            }
+        }
+        self.disk.flush &= budget == 0;
+        self.disk.appending = true;
+        self.outputs.push_back(Output::Disk(DiskRequest::Append(entries)));
+    }
+
+    /// When the oldest unsafe record must go to the disk: at once when nothing else can make it
+    /// safe.
+    pub(super) fn write_due(&self) -> Option<Instant> {
+        let oldest = self.lanes.iter().filter_map(Lane::oldest_unwritten).min()?;
+        let live = self.is_live();
+        let at_once = self.settings.disk_first
+            || self.disk.flush
+            || !live
+            || self.memory_bytes() >= self.settings.memory_bytes / 2;
+        Some(if at_once { oldest } else { oldest + self.settings.write_after })
+    }
+}

@@ -1,0 +1,78 @@
+//! The one timer: when something is due, and what.
+
+use std::time::Instant;
+
+use super::{
+    FORGET_EVERY, Gateway, Now, Output,
+    lane::Lane,
+    uplink::{Due, Phase, Then},
+};
+
+impl Gateway {
+    /// When [`Gateway::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let oldest_flight = self.oldest_flight();
+        [
+            self.uplink.as_ref().and_then(|uplink| uplink.deadline(oldest_flight)),
+            self.write_due().filter(|_| !self.disk.appending && self.disk.retry_at.is_none()),
+            self.reports.next_due(),
+            self.commands.next_deadline(),
+            self.disk.retry_at,
+            Some(self.forget_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Now) {
+        if self.disk.retry_at.is_some_and(|at| at <= now.instant) {
+            self.disk.retry_at = None;
+        }
+        if self.forget_at <= now.instant {
+            self.forget_at = now.instant + FORGET_EVERY;
+            self.commands.forget_old(now);
+        }
+        self.commands.handle_deadline(now);
+        self.handle_uplink_timeout(now);
+        self.settle(now);
+    }
+
+    fn handle_uplink_timeout(&mut self, now: Now) {
+        let oldest_flight = self.oldest_flight();
+        let Some(uplink) = &mut self.uplink else { return };
+        match &mut uplink.phase {
+            Phase::Waiting { until } if *until <= now.instant => {
+                let managed = uplink.dial();
+                self.outputs.push_back(Output::Dial { managed });
+            }
+            Phase::Greeting { deadline } if *deadline <= now.instant => {
+                self.give_up_greeting(now, "none came within 5 s of hello");
+            }
+            Phase::Closing { until, then } if *until <= now.instant => {
+                let then = *then;
+                uplink.after_close(now, then);
+                self.outputs.push_back(Output::Hangup);
+                self.forget_session();
+            }
+            Phase::Live(session) => match session.due(now.instant, &uplink.settings, oldest_flight)
+            {
+                Some(Due::Ping) => self.ping(now),
+                Some(Due::Dead(why)) => {
+                    tracing::info!(why, "the link is dead");
+                    uplink.close(now, Then::BackOff, why.into());
+                    uplink.after_close(now, Then::BackOff);
+                    self.outputs.push_back(Output::Hangup);
+                    self.forget_session();
+                }
+                None => {}
+            },
+            _ => {}
+        }
+    }
+
+    pub(super) fn oldest_flight(&self) -> Option<Instant> {
+        self.lanes.iter().filter_map(Lane::oldest_flight).min()
+    }
+}
