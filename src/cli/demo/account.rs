@@ -1,10 +1,12 @@
-//! The demo's account: every number that a device saw acknowledged must be at the hub, once and in order.
+//! The demo's account: every number that a device saw acknowledged must be at the hub, once and in
+//! order.
 //!
 //! Pure: no IO, no clock.
 
 use std::collections::BTreeSet;
 
-/// Numbers of one device that were passed over and may still come. At the bound further ones count as lost at once.
+/// Numbers of one device that were passed over and may still come. At the bound further ones count
+/// as lost at once.
 const MAX_MISSING: usize = 10_000;
 
 /// The account of all devices.
@@ -57,8 +59,8 @@ impl Account {
         Self { devices: devices.iter().map(open).collect() }
     }
 
-    /// What a device published so far, and saw acknowledged: the numbers 1 to `acknowledged`, as MQTT acknowledges in
-    /// order.
+    /// What a device published so far, and saw acknowledged: the numbers 1 to `acknowledged`, as
+    /// MQTT acknowledges in order.
     pub(super) fn handle_sent(&mut self, device: &str, published: u64, acknowledged: u64) {
         if let Some(device) = self.devices.iter_mut().find(|known| known.name == device) {
             (device.published, device.acknowledged) = (published, acknowledged);
@@ -82,7 +84,8 @@ impl Account {
         }
     }
 
-    /// Whether everything published is acknowledged and at the hub, so that nothing more is to come.
+    /// Whether everything published is acknowledged and at the hub, so that nothing more is to
+    /// come.
     pub(super) fn is_settled(&self) -> bool {
         self.devices.iter().all(|device| {
             device.acknowledged == device.published && device.next > device.acknowledged
@@ -135,8 +138,10 @@ impl DeviceAccount {
         let lost = self.passed_over().saturating_add(behind);
         let first = self.missing.first().copied().unwrap_or(self.next);
         let unacknowledged = self.published - self.acknowledged.min(self.published);
+        let idle = u64::from(self.published == 0);
         let invented = (self.next - 1).saturating_sub(self.published);
         [
+            (idle, format!("{name}: it published nothing")),
             (lost, format!("{name}: {lost} acknowledged and not at the hub, the first is {first}")),
             (self.duplicated, format!("{name}: {} at the hub twice", self.duplicated)),
             (self.disordered, format!("{name}: {} came after later ones", self.disordered)),
@@ -224,6 +229,11 @@ mod tests {
         assert!(account.devices[0].missing.len() <= MAX_MISSING);
         assert!(account.faults().count() >= 2);
         assert!(account.totals().lost > 1 << 62);
+    }
+
+    #[test]
+    fn an_account_of_nothing_does_not_balance() {
+        assert_eq!(only_fault(&account(0, [])), "plc-01: it published nothing");
     }
 
     #[test]

@@ -19,8 +19,8 @@ use tokio::{
 /// How often a device publishes.
 const PUBLISH_EVERY: Duration = Duration::from_millis(50);
 
-/// Publishes that may wait for their acknowledgement: some seconds' worth. At the bound the device rests, as a real one
-/// whose buffer is full would measure no further.
+/// Publishes that may wait for their acknowledgement: some seconds' worth. At the bound the device
+/// rests, as a real one whose buffer is full would measure no further.
 const MAX_WAITING: usize = 100;
 
 /// Commands that may be under way; more are left unanswered, and time out at the gateway.
@@ -226,7 +226,8 @@ impl Life {
     }
 }
 
-/// Polls in a task of its own: rumqttc's poll must not be cancelled. A full `events` stops the reading.
+/// Polls in a task of its own: rumqttc's poll must not be cancelled. A full `events` stops the
+/// reading.
 async fn poll(mut eventloop: EventLoop, events: mpsc::Sender<Result<Event, String>>) {
     eventloop.network_options.set_tcp_nodelay(true);
     loop {

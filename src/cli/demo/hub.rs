@@ -1,4 +1,5 @@
-//! The hub as an application sees it: its HTTP API over TLS, with the throwaway CA and an API token.
+//! The hub as an application sees it: its HTTP API over TLS, with the throwaway CA and an API
+//! token.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 

@@ -1,8 +1,9 @@
 //! `fieldgate demo`: both sides at work on this machine, and an account that has to balance.
 //!
-//! Hub and gateway are processes of their own, as in the field. The gateway reaches the hub through a relay, so that
-//! the link can really be cut; the demo itself asks the hub directly, as an application does, and keeps the account
-//! from what devices saw acknowledged on one side and from the hub's rows on the other.
+//! Hub and gateway are processes of their own, as in the field. The gateway reaches the hub through
+//! a relay, so that the link can really be cut; the demo itself asks the hub directly, as an
+//! application does, and keeps the account from what devices saw acknowledged on one side and from
+//! the hub's rows on the other.
 
 mod account;
 mod device;
@@ -25,7 +26,7 @@ use tokio::{
 pub(super) use self::part::end_with_standard_input;
 use self::{
     account::Account,
-    screen::Screen,
+    screen::{Screen, complain},
     stage::{DEVICES, OBEYS, Stage},
     story::{Step, Story},
 };
@@ -71,7 +72,7 @@ pub(super) fn demo(ends_after: Option<Duration>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("\nfieldgate demo: {error:#}");
+            complain(&format!("\nfieldgate demo: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -82,19 +83,22 @@ async fn perform(ends_after: Option<Duration>) -> anyhow::Result<bool> {
     let mut screen = Screen::new();
     let mut stage = Stage::set_up().await.context("setting up")?;
     screen.say(&stage.description())?;
-    let outcome = tokio::select! {
-        () = stop.asked() => return Ok(true),
-        ready = stage.ready() => ready,
+    let ready = tokio::select! {
+        () = stop.asked() => Ok(false),
+        ready = stage.ready() => ready.map(|()| true),
     };
-    let outcome = match outcome {
-        Ok(()) => Play::new(&mut stage, &mut screen, ends_after).run(&mut stop).await,
+    let outcome = match ready {
+        Ok(true) => Play::new(&mut stage, &mut screen, ends_after).run(&mut stop).await,
+        // Ended before it began: nothing is wrong.
+        Ok(false) => Ok(true),
         Err(error) => Err(error),
     };
     if !matches!(outcome, Ok(true)) {
         // The logs go with the folder. Whether they can be shown changes nothing any more.
         screen.settle().ok();
-        eprintln!("{}", stage.last_words());
+        complain(&stage.last_words());
     }
+    stage.stop().await;
     outcome
 }
 
@@ -207,7 +211,7 @@ impl<'a> Play<'a> {
     fn heal(&mut self) -> anyhow::Result<()> {
         self.stage.relay.heal();
         self.is_cut = false;
-        Ok(self.screen.say("the link is whole again; the gateway finds it by itself")?)
+        self.screen.say("the link is whole again; the gateway finds it by itself")
     }
 
     /// Takes in what happened since the last look.
@@ -244,7 +248,7 @@ impl<'a> Play<'a> {
             totals.lost,
             totals.duplicated,
         );
-        Ok(self.screen.show(line)?)
+        self.screen.show(line)
     }
 
     /// Stops the devices and waits, for a while, until everything has arrived.

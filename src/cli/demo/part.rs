@@ -1,7 +1,8 @@
 //! The demo's folder, and the processes that it runs from its own executable.
 //!
-//! A process of the demo ends with it, however the demo ends: it holds one end of a pipe as its standard input, and
-//! stops in order, as after SIGTERM, when the other end is closed; the system closes that when the demo is gone.
+//! A process of the demo ends with it, however the demo ends: it holds one end of a pipe as its
+//! standard input, and stops in order, as after SIGTERM, when the other end is closed; the system
+//! closes that when the demo is gone.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -10,11 +11,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Signal, getpid, kill_process};
+use tokio::time::{Instant, sleep};
+
+use super::screen::complain;
 
 /// How long a process may take to stop in order before it is killed. Gateway and hub promise 5 s.
 const STOP_PATIENCE: Duration = Duration::from_secs(6);
@@ -33,6 +37,8 @@ const FOLDER_NAMES: u32 = 100;
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
+    /// In the system's place for such folders, `TMPDIR`.
+    ///
     /// # Errors
     /// It can't be made.
     pub(super) fn new() -> anyhow::Result<Self> {
@@ -75,12 +81,12 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("{}: can't be removed: {error}", self.0.display());
+            complain(&format!("{}: can't be removed: {error}", self.0.display()));
         }
     }
 }
 
-/// A process that runs beside the demo; stopped when dropped.
+/// A process that runs beside the demo; killed when dropped.
 #[derive(Debug)]
 pub(super) struct Part {
     name: &'static str,
@@ -119,6 +125,15 @@ impl Part {
         }
     }
 
+    /// Has it stop in order, and waits for that.
+    pub(super) async fn stop(mut self) {
+        drop(self.child.stdin.take());
+        let end = Instant::now() + STOP_PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            sleep(STOP_LOOK).await;
+        }
+    }
+
     /// The end of its log.
     pub(super) fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -135,17 +150,9 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let end = Instant::now() + STOP_PATIENCE;
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() >= end {
-                // It may have ended in this moment.
-                self.child.kill().ok();
-                self.child.wait().ok();
-                return;
-            }
-            thread::sleep(STOP_LOOK);
-        }
+        // It may have ended in this moment, or long before.
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
@@ -165,7 +172,8 @@ pub(super) fn run(folder: &Folder, arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has this process stop as after SIGTERM when standard input ends: the demo that started it is gone.
+/// Has this process stop as after SIGTERM when standard input ends: the demo that started it is
+/// gone.
 pub(in crate::cli) fn end_with_standard_input() {
     thread::spawn(|| {
         let mut ignored = [0; 64];
@@ -173,7 +181,7 @@ pub(in crate::cli) fn end_with_standard_input() {
         // An error is an end, too.
         while matches!(input.read(&mut ignored), Ok(1..)) {}
         if let Err(error) = kill_process(getpid(), Signal::TERM) {
-            eprintln!("can't signal myself: {error}");
+            complain(&format!("can't signal myself: {error}"));
         }
         // Longer than the stop may take; whoever hangs is of no use to anyone.
         thread::sleep(STOP_PATIENCE);
@@ -181,8 +189,8 @@ pub(in crate::cli) fn end_with_standard_input() {
     });
 }
 
-/// This executable, in the folder, untouched by the environment's settings of another gateway, and by the terminal's
-/// Ctrl-C, which is the demo's to obey.
+/// This executable, in the folder, untouched by the environment's settings of another gateway, and
+/// by the terminal's Ctrl-C, which is the demo's to obey.
 fn ourselves(folder: &Folder) -> anyhow::Result<Command> {
     let executable = std::env::current_exe().context("this executable can't be found")?;
     let mut command = Command::new(executable);

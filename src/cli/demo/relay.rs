@@ -1,4 +1,5 @@
-//! The way between gateway and hub, which can be cut: a TCP relay on this machine. TLS passes through untouched.
+//! The way between gateway and hub, which can be cut: a TCP relay on this machine. TLS passes
+//! through untouched.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -10,7 +11,8 @@ use tokio::{
     time::sleep,
 };
 
-/// Connections at once: there is one gateway. At the bound the next one waits in the system's queue.
+/// Connections at once: there is one gateway. At the bound the next one waits in the system's
+/// queue.
 const MAX_CONNECTIONS: usize = 8;
 
 /// How long the relay rests when the system has no descriptor for a new connection.
@@ -42,7 +44,8 @@ impl Relay {
         self.address
     }
 
-    /// Ends every connection and, until [`Self::heal`], every new one before a byte of it gets through.
+    /// Ends every connection and, until [`Self::heal`], every new one before a byte of it gets
+    /// through.
     pub(super) fn cut(&self) {
         self.cut.send_replace(true);
     }

@@ -1,4 +1,5 @@
-//! Everything that the demo runs: hub and gateway as processes, the relay between them, and the devices.
+//! Everything that the demo runs: hub and gateway as processes, the relay between them, and the
+//! devices.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -47,7 +48,7 @@ const READY_LOOK: Duration = Duration::from_millis(50);
 /// How long the gateway may take to say how it stands.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What runs. The order is that in which it ends: first who sends, then who receives, then where they live.
+/// What runs. Dropped, it ends at once, the folder last.
 pub(super) struct Stage {
     pub(super) devices: Vec<Device>,
     pub(super) hub: Hub,
@@ -71,8 +72,8 @@ pub(super) struct GatewayStatus {
 }
 
 impl Stage {
-    /// Makes the folder with certificates, tokens and configurations, and starts everything but the devices' readings.
-    /// Nothing is ready yet.
+    /// Makes the folder with certificates, tokens and configurations, and starts everything but the
+    /// devices' readings. Nothing is ready yet.
     ///
     /// # Errors
     /// The step that failed.
@@ -194,6 +195,16 @@ to look into it from another terminal:
         )
     }
 
+    /// Ends everything in order: first who sends, then who receives, then where they live.
+    pub(super) async fn stop(self) {
+        let Self { devices, hub, gateway_process, relay, hub_process, folder, .. } = self;
+        drop(devices);
+        gateway_process.stop().await;
+        drop((relay, hub));
+        hub_process.stop().await;
+        drop(folder);
+    }
+
     /// The ends of both logs.
     pub(super) fn last_words(&self) -> String {
         [&self.hub_process, &self.gateway_process].map(Part::last_words).join("\n")
@@ -237,8 +248,8 @@ allow = ["{OBEYS}/*"]
     )
 }
 
-/// Ports that nobody has at this moment. Whoever takes one before its process does makes that process fail, which
-/// names the port.
+/// Ports that nobody has at this moment. Whoever takes one before its process does makes that
+/// process fail, which names the port.
 fn free_ports() -> std::io::Result<[u16; 2]> {
     let port = || TcpListener::bind(("127.0.0.1", 0));
     // Held together, so that they differ.
