@@ -81,13 +81,20 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo {
         /// End by itself after so long, with exit code 0 if the account balances (such as 30s)
-        #[arg(long, value_name = "DURATION")]
-        r#for: Option<String>,
+        #[arg(long, value_name = "DURATION", value_parser = demo::duration)]
+        r#for: Option<std::time::Duration>,
     },
     /// The hub, for the demo, which has only its own executable
     #[cfg(feature = "demo")]
     #[command(hide = true, disable_help_flag = true)]
     Hub {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// A process of the demo, which ends with it
+    #[cfg(feature = "demo")]
+    #[command(name = demo::PART_COMMAND, hide = true, disable_help_flag = true)]
+    DemoPart {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -104,8 +111,16 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     #[cfg(feature = "demo")]
-    if let Command::Hub { arguments } = arguments.command {
-        return crate::hub::main_from(std::iter::once("fieldgate-hub".into()).chain(arguments));
+    match arguments.command {
+        Command::Hub { arguments } => {
+            return crate::hub::main_from(std::iter::once("fieldgate-hub".into()).chain(arguments));
+        }
+        Command::DemoPart { arguments } => {
+            demo::end_with_standard_input();
+            let program: OsString = "fieldgate".into();
+            return main_from(std::iter::once(program).chain(arguments).collect::<Vec<_>>());
+        }
+        _ => {}
     }
     if let Err(error) = log::start(arguments.log.as_deref()) {
         eprintln!("--log: {error}");
@@ -121,9 +136,11 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             with_config(&file.config, |config| send::send(config, device, topic, payload))
         }
         #[cfg(feature = "demo")]
-        Command::Demo { r#for } => demo::demo(r#for.as_deref()),
+        Command::Demo { r#for } => demo::demo(r#for),
         #[cfg(feature = "demo")]
-        Command::Hub { .. } => unreachable!("handled above, before the log is started"),
+        Command::Hub { .. } | Command::DemoPart { .. } => {
+            unreachable!("handled above, before the log is started")
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use error::ConfigError;
-pub use values::{show_duration, show_size};
+pub use values::{duration, show_duration, show_size};
 
 use self::{
     environment::Environment,

@@ -23,7 +23,10 @@ const SIZE_UNITS: [(&str, u64); 9] = [
 ];
 
 /// `500ms`, `25s`, `1m`, `2h`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// In words: what is wrong, and what to write.
+pub fn duration(text: &str) -> Result<Duration, String> {
     number_and_unit(text, &DURATION_UNITS).map(Duration::from_millis).ok_or_else(|| {
         format!(
             "{text:?} is not a duration; write a whole number and ms, s, m or h, such as \"25s\""
