@@ -24,6 +24,8 @@ pub mod cli;
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]

@@ -1,0 +1,146 @@
+//! Credentials: tokens, their digests, and the names in a client certificate.
+//!
+//! A token is 32 random bytes; the store knows its SHA-256 alone. The look-up by digest is not constant in time, and
+//! need not be: what leaks is about the digest of a guess, which says nothing about a token.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
+use ring::{
+    digest,
+    rand::{SecureRandom as _, SystemRandom},
+};
+use x509_parser::{extensions::GeneralName, prelude::*};
+
+use crate::{command::CommandId, protocol::SUBPROTOCOL_BEARER_PREFIX};
+
+/// The longest token that is looked at, in bytes.
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// The longest gateway id, in bytes.
+const MAX_GATEWAY_BYTES: usize = 64;
+
+/// The system gives no random bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the system gives no random bytes")]
+pub struct NoRandomness;
+
+/// Makes a fresh token: `prefix` and 32 random bytes.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn new_token(prefix: &str) -> Result<String, NoRandomness> {
+    Ok(format!("{prefix}{}", BASE64URL.encode(random::<32>()?)))
+}
+
+/// Makes a fresh command id: a UUIDv7 (RFC 9562, section 5.7).
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn new_command_id(unix_ms: u64) -> Result<CommandId, NoRandomness> {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
+    bytes[6..].copy_from_slice(&random::<10>()?);
+    bytes[6] = 0x70 | (bytes[6] & 0x0f);
+    bytes[8] = 0x80 | (bytes[8] & 0x3f);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    Ok(CommandId::try_from(format!("{a}-{b}-{c}-{d}-{e}")).expect("hexadecimal digits and hyphens"))
+}
+
+/// The SHA-256 of a token; `None` for what can't be one.
+pub fn token_digest(token: &str) -> Option<Vec<u8>> {
+    let plausible = (16..=MAX_TOKEN_BYTES).contains(&token.len());
+    plausible.then(|| digest::digest(&digest::SHA256, token.as_bytes()).as_ref().to_vec())
+}
+
+/// Whether two digests are the same, in a time that does not say where they differ.
+pub fn same_digest(a: &[u8], b: &[u8]) -> bool {
+    let differing = a.iter().zip(b).fold(0, |bits, (x, y)| bits | (x ^ y));
+    a.len() == b.len() && std::hint::black_box(differing) == 0
+}
+
+/// Whether `id` can name a gateway: 1 to 64 letters, digits, `-`, `_`, `.` or `:`.
+pub fn is_gateway_id(id: &str) -> bool {
+    (1..=MAX_GATEWAY_BYTES).contains(&id.len())
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'))
+}
+
+/// The token of an `Authorization: Bearer …` header (RFC 6750, section 2.1).
+pub fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The token that a browser offers as a subprotocol (PROTOCOL.md, section 11).
+pub fn bearer_subprotocol(offered: &str) -> Option<String> {
+    let coded = offered.strip_prefix(SUBPROTOCOL_BEARER_PREFIX)?;
+    String::from_utf8(BASE64URL.decode(coded.trim_end_matches('=')).ok()?).ok()
+}
+
+/// The names that a client certificate gives its holder: the common name, then the DNS names and URIs.
+///
+/// The chain was verified by TLS. A certificate that can't be read names nobody.
+pub fn certificate_names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let common_names = certificate.subject().iter_common_name();
+    let mut names: Vec<String> =
+        common_names.filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
+    if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
+        for name in &alternatives.value.general_names {
+            match name {
+                GeneralName::DNSName(name) | GeneralName::URI(name) => names.push((*name).into()),
+                _ => {}
+            }
+        }
+    }
+    names.retain(|name| is_gateway_id(name));
+    names
+}
+
+fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandomness)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_id_is_a_uuid_of_version_7() {
+        let id = new_command_id(0x0191_e2c4_7b1a).unwrap();
+        let text = id.as_str();
+        assert!(text.starts_with("0191e2c4-7b1a-7") && text.len() == 36, "{text}");
+        assert!(matches!(text.as_bytes()[19], b'8' | b'9' | b'a' | b'b'), "{text}");
+        assert_ne!(id, new_command_id(0x0191_e2c4_7b1a).unwrap());
+    }
+
+    #[test]
+    fn a_token_is_found_in_a_header_and_in_a_subprotocol() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer  abc "), Some("abc"));
+        assert_eq!(bearer("Basic abc"), None);
+        let offered = format!("{SUBPROTOCOL_BEARER_PREFIX}{}", BASE64URL.encode("abc"));
+        assert_eq!(bearer_subprotocol(&offered).as_deref(), Some("abc"));
+        assert_eq!(bearer_subprotocol("fieldgate.v1.json"), None);
+    }
+
+    #[test]
+    fn digests_are_compared_whole() {
+        let digest = token_digest(&new_token("fgg_").unwrap()).unwrap();
+        assert!(same_digest(&digest, &digest.clone()));
+        assert!(!same_digest(&digest, &digest[..31]));
+        assert_eq!(token_digest("short"), None);
+    }
+
+    #[test]
+    fn a_certificate_names_its_holder() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["gw-2.example".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "gw-1");
+        let certificate = params.self_signed(&key).unwrap();
+        assert_eq!(certificate_names(certificate.der()), ["gw-1", "gw-2.example"]);
+        assert!(certificate_names(b"nonsense").is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+//! The database: its tables, and how a connection is opened.
+//!
+//! `records.key` is `gateway << 40 | id`: one B-tree, appended at one place per gateway, and a page of a gateway's
+//! records is a range of it. So there are at most 2^23 gateways and 2^40 records of each, ever.
+//!
+//! Epochs are the 64 bits of the wire, as SQLite's signed integers. Times are Unix milliseconds.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::super::EngineError;
+
+/// How many bits of a record's key are its id.
+pub(super) const ID_BITS: u32 = 40;
+
+/// `application_id`: "fgh1".
+const APPLICATION_ID: i32 = 0x6667_6831;
+const VERSION: i32 = 1;
+
+/// How long a connection waits for another process that writes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const TABLES: &str = "
+CREATE TABLE gateways (
+    no INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, token_sha256 BLOB UNIQUE,
+    created_ms INTEGER NOT NULL, revoked_ms INTEGER,
+    first_seen_ms INTEGER, last_seen_ms INTEGER, connected INTEGER NOT NULL DEFAULT 0,
+    agent TEXT NOT NULL DEFAULT '',
+    first_record INTEGER NOT NULL DEFAULT 1, next_record INTEGER NOT NULL DEFAULT 1,
+    received INTEGER NOT NULL DEFAULT 0, duplicate INTEGER NOT NULL DEFAULT 0,
+    lost INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0,
+    rejected INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE positions (
+    gateway INTEGER NOT NULL, stream TEXT NOT NULL, epoch INTEGER NOT NULL, next INTEGER NOT NULL,
+    PRIMARY KEY (gateway, stream, epoch)) STRICT, WITHOUT ROWID;
+CREATE TABLE records (
+    key INTEGER PRIMARY KEY, stream TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    ts INTEGER NOT NULL, received_ms INTEGER NOT NULL, flags INTEGER NOT NULL,
+    device TEXT NOT NULL, topic TEXT NOT NULL, kind TEXT, payload ANY NOT NULL) STRICT;
+CREATE TABLE gaps (
+    id INTEGER PRIMARY KEY, gateway INTEGER NOT NULL, stream TEXT NOT NULL, epoch INTEGER NOT NULL,
+    first INTEGER NOT NULL, next INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL)
+    STRICT;
+CREATE INDEX gaps_of_gateway ON gaps (gateway, id);
+CREATE TABLE commands (
+    id TEXT PRIMARY KEY, gateway INTEGER NOT NULL, device TEXT NOT NULL, name TEXT NOT NULL,
+    params TEXT NOT NULL, created_ms INTEGER NOT NULL, ttl_ms INTEGER NOT NULL,
+    timeout_ms INTEGER NOT NULL, idempotent INTEGER NOT NULL, sent_ms INTEGER,
+    cancel INTEGER NOT NULL DEFAULT 0, n INTEGER NOT NULL DEFAULT 0, state TEXT,
+    final INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+CREATE INDEX commands_of_gateway ON commands (gateway, final, created_ms, id);
+CREATE INDEX open_commands ON commands (gateway) WHERE final = 0;
+CREATE TABLE command_statuses (
+    command TEXT NOT NULL, n INTEGER NOT NULL, state TEXT NOT NULL, ts INTEGER NOT NULL,
+    result TEXT, error TEXT, PRIMARY KEY (command, n)) STRICT, WITHOUT ROWID;
+CREATE TABLE api_tokens (
+    name TEXT PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, scopes TEXT NOT NULL,
+    created_ms INTEGER NOT NULL, revoked_ms INTEGER) STRICT, WITHOUT ROWID;
+";
+
+/// Opens the database for writing; makes it, readable by its owner alone, if it is not there.
+pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
+    let fault = |what: &dyn std::fmt::Display| EngineError(format!("{}: {what}", path.display()));
+    refuse_foreign_directory(path)?;
+    // SQLite gives its -wal and -shm files the mode of the database.
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| fault(&format_args!("can't be opened for writing: {error}")))?;
+    let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let sql = |error: rusqlite::Error| fault(&error);
+    db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
+    // FULL: the log is synced at every commit, which is what an acknowledgement promises.
+    db.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+    db.pragma_update(None, "wal_autocheckpoint", 4000).map_err(sql)?;
+    db.pragma_update(None, "journal_size_limit", 64 << 20).map_err(sql)?;
+    let step =
+        db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
+    let version: i32 =
+        step.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
+    let application: i32 =
+        step.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sql)?;
+    match (application, version) {
+        (0, 0) => {
+            step.execute_batch(TABLES).map_err(sql)?;
+            step.pragma_update(None, "user_version", VERSION).map_err(sql)?;
+            step.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+        }
+        (APPLICATION_ID, VERSION) => {}
+        (APPLICATION_ID, newer) => {
+            return Err(fault(&format_args!(
+                "is of version {newer} and this program knows {VERSION}; install the newer program"
+            )));
+        }
+        _ => return Err(fault(&"is the database of another program; name another state_dir")),
+    }
+    step.commit().map_err(sql)?;
+    Ok(db)
+}
+
+/// Opens the database for reading; it must be there.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, EngineError> {
+    // The write-ahead log's index must be writable even for a reader.
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    db.pragma_update(None, "query_only", true)
+        .map_err(|error| EngineError(format!("{}: {error}", path.display())))?;
+    Ok(db)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, EngineError> {
+    let opened = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .and_then(|db| {
+            db.busy_timeout(BUSY_TIMEOUT)?;
+            db.pragma_update(None, "cache_size", -8000)?;
+            Ok(db)
+        });
+    opened.map_err(|error| EngineError(format!("{}: {error}", path.display())))
+}
+
+/// Files made by another user in the hub's directory would lock the hub out of its own database.
+fn refuse_foreign_directory(path: &Path) -> Result<(), EngineError> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let owner = fs::metadata(directory)
+        .map_err(|error| {
+            EngineError(format!(
+                "{}: {error}; create it, or name another state_dir",
+                directory.display()
+            ))
+        })?
+        .uid();
+    // The owner of our own entry in /proc is whom we run as; without /proc nothing is refused.
+    let Ok(ours) = fs::metadata("/proc/self").map(|meta| meta.uid()) else { return Ok(()) };
+    if owner == ours {
+        return Ok(());
+    }
+    Err(EngineError(format!(
+        "{} belongs to user {owner} and this runs as user {ours}; run it as its owner: \
+         sudo -u '#{owner}' …",
+        directory.display()
+    )))
+}

@@ -1,0 +1,349 @@
+//! `GET /v1/gateway`: the WebSocket of gateways. Drives a [`Session`] over a socket and the store.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::State,
+    http::{Request, Response, header},
+    response::IntoResponse as _,
+};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_tungstenite::tungstenite::{
+    self, Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use super::{
+    credential::{bearer, same_digest, token_digest},
+    engine::{Answer, EngineError, Request as Ask, SessionId},
+    presence::{Order, Orders},
+    refusal::Refusal,
+    server::{Hub, Peer, blocking, now, stopped},
+    session::{Options, Output, Session},
+    upgrade::{self, Socket},
+};
+use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX};
+
+/// How long a gateway may take to let one write through; its own reading never stops.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a gateway may take to answer a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// When a gateway is to come back after a restart of the hub, and over what time all of them spread.
+const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
+
+/// Answers the upgrade.
+pub(super) async fn upgrade(
+    State(hub): State<Arc<Hub>>,
+    Extension(peer): Extension<Peer>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let offered = upgrade::offered(&request).unwrap_or_default();
+    let is_ours = |name: &&String| {
+        name.starts_with(SUBPROTOCOL_PREFIX) && !name.starts_with(SUBPROTOCOL_BEARER_PREFIX)
+    };
+    // A gateway in mode `auto` must not turn plain against a hub, and a hub has no plain endpoint.
+    if !offered.iter().filter(is_ours).any(|name| name == SUBPROTOCOL_JSON) {
+        let message = format!("this is the WebSocket of gateways; offer {SUBPROTOCOL_JSON}");
+        return Refusal::upgrade_required(message).into_response();
+    }
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    let token = authorization.and_then(|value| value.to_str().ok()).and_then(bearer);
+    let subject = match subject(&hub, &peer, token).await {
+        Ok(Some(subject)) => subject,
+        Ok(None) => {
+            tracing::warn!(peer = %peer.address, "a gateway was refused: no valid credential");
+            return Refusal::unauthorized().into_response();
+        }
+        Err(error) => return Refusal::from(error).into_response(),
+    };
+    let frame_bytes = hub.config.limits.frame_bytes;
+    upgrade::accept(request, SUBPROTOCOL_JSON, frame_bytes, move |socket| {
+        serve(hub, peer, subject.into(), socket)
+    })
+}
+
+/// The gateway that the credential names: a token's, else the first name of the certificate that is a known gateway.
+async fn subject(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    token: Option<&str>,
+) -> Result<Option<String>, EngineError> {
+    if let Some(token) = token {
+        return subject_of_token(hub, token).await;
+    }
+    let names = peer.names.clone();
+    let reader = hub.reader.clone();
+    blocking(move || {
+        for name in names.iter() {
+            if reader.gateways(Some(name))?.iter().any(|gateway| !gateway.revoked) {
+                return Ok(Some(name.clone()));
+            }
+        }
+        Ok(None)
+    })
+    .await
+}
+
+async fn subject_of_token(hub: &Arc<Hub>, token: &str) -> Result<Option<String>, EngineError> {
+    let Some(digest) = token_digest(token) else { return Ok(None) };
+    let reader = hub.reader.clone();
+    blocking(move || {
+        let found = reader.gateway_of_token(&digest)?;
+        Ok(found.filter(|(_, stored)| same_digest(stored, &digest)).map(|(gateway, _)| gateway))
+    })
+    .await
+}
+
+async fn serve(hub: Arc<Hub>, peer: Peer, gateway: Arc<str>, socket: Socket) {
+    let id = SessionId { gateway, number: hub.next_session() };
+    let options = Options {
+        hub: hub.config.name.clone(),
+        limits: hub.config.limits,
+        window: hub.config.window,
+        ping_interval: hub.config.ping_interval,
+        ping_timeout: hub.config.ping_timeout,
+    };
+    let session = Session::new(now(), id.clone(), options);
+    let (reply, answers) = mpsc::unbounded_channel();
+    tracing::debug!(gateway = %id.gateway, peer = %peer.address, "a gateway's connection is up");
+    let store_up = hub.store.up();
+    let stopping = hub.stopping();
+    let mut driver =
+        Driver { hub, id, session, socket, reply, orders: None, welcomed: false, end: None };
+    driver.run(answers, store_up, stopping).await;
+    driver.finish(&peer).await;
+}
+
+/// How a connection ended, for the log.
+#[derive(Debug)]
+enum End {
+    /// We closed.
+    Ours(u16, &'static str),
+    /// The gateway closed, or the connection broke.
+    Theirs(String),
+}
+
+struct Driver {
+    hub: Arc<Hub>,
+    id: SessionId,
+    session: Session,
+    socket: Socket,
+    /// Never holds more than the session has asked, which is bounded there.
+    reply: mpsc::UnboundedSender<Result<Answer, EngineError>>,
+    /// From `hello` on.
+    orders: Option<Orders>,
+    welcomed: bool,
+    end: Option<End>,
+}
+
+/// What woke the driver.
+enum Event {
+    Socket(Option<Result<Message, tungstenite::Error>>),
+    Answer(Result<Answer, EngineError>),
+    Timeout,
+    Order(Order),
+    Commands,
+    Store,
+    Stopping,
+}
+
+impl Driver {
+    async fn run(
+        &mut self,
+        mut answers: Answers,
+        mut store_up: watch::Receiver<bool>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        loop {
+            self.act().await;
+            if self.end.is_some() {
+                break;
+            }
+            match self.next_event(&mut answers, &mut store_up, &mut stopping).await {
+                Event::Socket(message) => self.hear(message),
+                Event::Answer(answer) => {
+                    self.session.handle_answer(now(), answer);
+                    while let Ok(answer) = answers.try_recv() {
+                        self.session.handle_answer(now(), answer);
+                    }
+                    self.session.handle_store(*store_up.borrow());
+                }
+                Event::Timeout => self.session.handle_timeout(now()),
+                Event::Order(Order::Stay) => {}
+                Event::Order(Order::TakenOver) => self.session.handle_taken_over(),
+                Event::Order(Order::Revoked) => self.session.handle_revoked(),
+                Event::Commands => self.session.handle_commands_waiting(),
+                Event::Store => self.session.handle_store(*store_up.borrow_and_update()),
+                Event::Stopping => self.session.handle_drain(DRAIN.0, DRAIN.1),
+            }
+        }
+        self.session.handle_disconnected();
+        // The engine answers everything; what it stored is shown although nobody is there to be told.
+        while self.session.outstanding() > 0 {
+            let Some(answer) = answers.recv().await else { break };
+            self.session.handle_answer(now(), answer);
+            self.act().await;
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        answers: &mut Answers,
+        store_up: &mut watch::Receiver<bool>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Event {
+        let deadline = self.session.poll_timeout().map_or_else(Instant::now, Instant::from_std);
+        let orders = self.orders.as_mut();
+        let is_saturated = self.session.is_saturated();
+        tokio::select! {
+            Some(answer) = answers.recv() => Event::Answer(answer),
+            message = self.socket.next(), if !is_saturated => Event::Socket(message),
+            event = listen(orders) => event,
+            Ok(()) = store_up.changed() => Event::Store,
+            () = stopped(stopping), if !self.session.is_draining() => Event::Stopping,
+            () = sleep_until(deadline) => Event::Timeout,
+        }
+    }
+
+    fn hear(&mut self, message: Option<Result<Message, tungstenite::Error>>) {
+        match message {
+            Some(Ok(Message::Text(text))) => self.session.handle_message(now(), &text),
+            Some(Ok(Message::Binary(_))) => self.session.handle_binary(now()),
+            Some(Ok(Message::Close(frame))) => {
+                let code = frame.map_or(1005, |frame| u16::from(frame.code));
+                self.end = Some(End::Theirs(format!("closed with {code}")));
+            }
+            Some(Ok(_)) => self.session.handle_frame(now()),
+            Some(Err(tungstenite::Error::Capacity(_))) => self.session.handle_oversize(),
+            Some(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            None => self.end = Some(End::Theirs("the connection ended".into())),
+        }
+    }
+
+    /// Does everything that the session wants done.
+    async fn act(&mut self) {
+        let mut wrote = false;
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Text(text) => {
+                    wrote = true;
+                    self.write(Message::Text(text.into())).await;
+                }
+                Output::Ping => {
+                    wrote = true;
+                    self.write(Message::Ping(Default::default())).await;
+                }
+                Output::Ask(request) => self.ask(request).await,
+                Output::CheckToken(token) => {
+                    let subject = subject_of_token(&self.hub, &token.0).await;
+                    self.session.handle_token(
+                        subject
+                            .as_ref()
+                            .map(Option::as_deref)
+                            .map_err(|error| EngineError(error.0.clone())),
+                    );
+                }
+                Output::Stored(stored) => self.hub.live.show_stored(&self.id.gateway, &stored),
+                Output::Statuses(statuses) => self.hub.live.show_statuses(&statuses),
+                Output::Welcomed => {
+                    self.welcomed = true;
+                    tracing::info!(gateway = %self.id.gateway, "gateway connected");
+                    self.hub.live.show_gateway(&self.id.gateway, true);
+                }
+                Output::Close { code, reason } => self.close(code, reason).await,
+            }
+        }
+        if wrote && self.end.is_none() {
+            let flushed = timeout(WRITE_TIMEOUT, self.socket.flush()).await;
+            self.note_write(flushed);
+        }
+    }
+
+    async fn ask(&mut self, request: Ask) {
+        if let Ask::Open { .. } = &request {
+            self.orders = Some(self.hub.presence.enter(&self.id));
+        }
+        let reply = self.reply.clone();
+        let reply = Box::new(move |answer| {
+            // The driver that asked outlives its requests, unless the runtime ends.
+            let _ = reply.send(answer);
+        });
+        self.hub.store.submit(request, reply).await;
+    }
+
+    async fn write(&mut self, message: Message) {
+        if self.end.is_none() {
+            let written = timeout(WRITE_TIMEOUT, self.socket.feed(message)).await;
+            self.note_write(written);
+        }
+    }
+
+    fn note_write(
+        &mut self,
+        written: Result<Result<(), tungstenite::Error>, tokio::time::error::Elapsed>,
+    ) {
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            Err(_) => self.end = Some(End::Theirs("it takes no more messages".into())),
+        }
+    }
+
+    async fn close(&mut self, code: u16, reason: &'static str) {
+        if self.end.is_some() {
+            return;
+        }
+        self.end = Some(End::Ours(code, reason));
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+        let socket = &mut self.socket;
+        let handshake = async {
+            socket.close(Some(frame)).await?;
+            while let Some(message) = socket.next().await {
+                message?;
+            }
+            Ok::<_, tungstenite::Error>(())
+        };
+        // A gateway that does not answer in time is cut off, and has had its close all the same.
+        let _ = timeout(CLOSE_TIMEOUT, handshake).await;
+    }
+
+    async fn finish(self, peer: &Peer) {
+        let Self { hub, id, welcomed, end, orders, .. } = self;
+        let gateway = &id.gateway;
+        match &end {
+            Some(End::Ours(code, reason)) => {
+                tracing::info!(%gateway, peer = %peer.address, code, reason, "gateway closed");
+            }
+            Some(End::Theirs(reason)) => {
+                tracing::info!(%gateway, peer = %peer.address, reason, "gateway gone");
+            }
+            None => {}
+        }
+        if orders.is_none() {
+            return;
+        }
+        if hub.presence.leave(&id) && welcomed {
+            hub.live.show_gateway(gateway, false);
+        }
+        // An error means that the store is down: a session there that nobody speaks for is replaced by the gateway's next one.
+        let _ = hub.store.ask(Ask::Close { session: id }).await;
+    }
+}
+
+async fn listen(orders: Option<&mut Orders>) -> Event {
+    let Some(orders) = orders else { return std::future::pending().await };
+    tokio::select! {
+        Ok(()) = orders.order.changed() => Event::Order(*orders.order.borrow_and_update()),
+        () = orders.commands.notified() => Event::Commands,
+    }
+}

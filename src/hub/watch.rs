@@ -1,0 +1,267 @@
+//! `GET /v1/live`: the WebSocket of applications and browsers. JSON in text messages.
+//!
+//! The token, with scope `live`, comes in `Authorization`, or from a browser as a further subprotocol
+//! `base64url.bearer.fieldgate.<base64url(token)>` beside [`SUBPROTOCOL`], which alone is ever selected. Any origin is
+//! welcome, for nothing is authorised by a cookie.
+//!
+//! | the client says | the hub answers |
+//! |---|---|
+//! | `{"type":"subscribe","id","gateway"?,"device"?,"stream"?}` | `{"type":"subscribed","id"}` |
+//! | `{"type":"unsubscribe","id"}` | `{"type":"unsubscribed","id"}` |
+//! | `{"type":"command","ref"?,"gateway","device","name","params"?,"ttl_ms"?,"timeout_ms"?,"idempotent"?}` (scope `commands:write`) | `{"type":"accepted","ref","id"}` |
+//! | `{"type":"ping"}` | `{"type":"pong"}` |
+//!
+//! Unasked it sends `record`, `gateway`, `command_status` and, to whoever reads too slowly, `{"type":"lagged","missed"}`.
+//! What goes wrong is `{"type":"error","code","message","ref"?}`. Closed with 1008 when the token is revoked, 1012 when
+//! the hub restarts.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{Request, Response, header},
+    response::IntoResponse as _,
+};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::{Instant, interval, timeout};
+use tokio_tungstenite::tungstenite::{
+    Error, Message, Utf8Bytes,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use super::{
+    access::{self, Scope},
+    commands::{self, NewCommand},
+    credential::{bearer, bearer_subprotocol},
+    live::{Filter, MAX_SUBSCRIPTIONS, Watch},
+    refusal::Refusal,
+    server::{Hub, Peer, stopped},
+    upgrade::{self, Socket},
+};
+use crate::{command::CommandId, protocol::close};
+
+/// The subprotocol of this path.
+pub const SUBPROTOCOL: &str = "fieldgate.live.v1";
+
+/// The largest message that a watcher may send.
+const MAX_MESSAGE_BYTES: usize = 256 << 10;
+
+/// How long a watcher may take to let one write through.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a watcher may take to answer a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The most messages that wait in the socket's buffer before it is flushed.
+const BURST: usize = 64;
+
+/// Answers the upgrade.
+pub(super) async fn upgrade(State(hub): State<Arc<Hub>>, request: Request<Body>) -> Response<Body> {
+    let offered = upgrade::offered(&request).unwrap_or_default();
+    if !offered.iter().any(|name| name == SUBPROTOCOL) {
+        let message = format!("this is a WebSocket; offer the subprotocol {SUBPROTOCOL}");
+        return Refusal::upgrade_required(message).into_response();
+    }
+    let header = request.headers().get(header::AUTHORIZATION);
+    let token = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(bearer)
+        .map(str::to_owned)
+        .or_else(|| offered.iter().find_map(|name| bearer_subprotocol(name)));
+    let Some(token) = token else { return Refusal::unauthorized().into_response() };
+    let scopes = match access::scopes(&hub, &token).await {
+        Ok(Some(scopes)) => scopes,
+        Ok(None) => return Refusal::unauthorized().into_response(),
+        Err(error) => return Refusal::from(error).into_response(),
+    };
+    if !scopes.contains(&Scope::Live) {
+        return Refusal::forbidden(Scope::Live.as_str()).into_response();
+    }
+    let place = request.extensions().get::<Peer>().cloned();
+    upgrade::accept(request, SUBPROTOCOL, MAX_MESSAGE_BYTES, move |socket| async move {
+        let watch = hub.live.watch();
+        let mut client = Client { hub: &hub, token, scopes, watch, socket };
+        if let Err(error) = client.run().await {
+            tracing::debug!(%error, "a watcher is gone");
+        }
+        // Until here its place counts against the bound on connections.
+        drop(place);
+    })
+}
+
+/// What a client may say.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Wish {
+    Subscribe {
+        id: String,
+        #[serde(default)]
+        gateway: Option<String>,
+        #[serde(default)]
+        device: Option<String>,
+        #[serde(default)]
+        stream: Option<String>,
+    },
+    Unsubscribe {
+        id: String,
+    },
+    Command,
+    Ping,
+}
+
+struct Client<'a> {
+    hub: &'a Arc<Hub>,
+    token: String,
+    scopes: Vec<Scope>,
+    watch: Watch<'a>,
+    socket: Socket,
+}
+
+impl Client<'_> {
+    async fn run(&mut self) -> Result<(), Error> {
+        let mut stopping = self.hub.stopping();
+        let mut beat = interval(self.hub.config.ping_interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let silence = self.hub.config.ping_interval + self.hub.config.ping_timeout;
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                message = self.socket.next() => {
+                    heard = Instant::now();
+                    match message {
+                        Some(Ok(Message::Text(text))) => {
+                            let answer = self.obey(&text).await;
+                            self.send(answer.to_string().into()).await?;
+                        }
+                        Some(Ok(Message::Binary(_))) => {
+                            return self.close(1003, "text messages only").await;
+                        }
+                        Some(Ok(Message::Close(_))) | None => return Ok(()),
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return Err(error),
+                    }
+                }
+                Some(message) = self.watch.next() => self.send_burst(message).await?,
+                _ = beat.tick() => {
+                    if heard.elapsed() > silence {
+                        return self.close(close::GOING_AWAY, "no pong in time").await;
+                    }
+                    // A store that is down says nothing about the token.
+                    if let Ok(None) = access::scopes(self.hub, &self.token).await {
+                        return self.close(close::POLICY, "credential revoked").await;
+                    }
+                    write(self.socket.send(Message::Ping(Default::default()))).await?;
+                }
+                () = stopped(&mut stopping) => {
+                    return self.close(close::RESTART, "the hub restarts").await;
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, text: &str) -> Value {
+        match serde_json::from_str(text) {
+            Ok(Wish::Ping) => json!({"type": "pong"}),
+            Ok(Wish::Subscribe { id, gateway, device, stream }) => {
+                if self.watch.subscribe(id.clone(), Filter { gateway, device, stream }) {
+                    json!({"type": "subscribed", "id": id})
+                } else {
+                    let message = format!("at most {MAX_SUBSCRIPTIONS} subscriptions");
+                    error("too_many", &message, Some(json!(id)))
+                }
+            }
+            Ok(Wish::Unsubscribe { id }) if self.watch.unsubscribe(&id) => {
+                json!({"type": "unsubscribed", "id": id})
+            }
+            Ok(Wish::Unsubscribe { id }) => {
+                error("not_found", "no such subscription", Some(json!(id)))
+            }
+            Ok(Wish::Command) => self.command(text).await,
+            Err(fault) => error("bad_message", &fault.to_string(), None),
+        }
+    }
+
+    async fn command(&mut self, text: &str) -> Value {
+        // Taken apart member by member, so that `params` stays as it was written.
+        let mut members: BTreeMap<String, Box<RawValue>> = match serde_json::from_str(text) {
+            Ok(members) => members,
+            Err(fault) => return error("bad_message", &fault.to_string(), None),
+        };
+        members.remove("type");
+        let mut take = |name: &str| -> Option<Value> {
+            serde_json::from_str(members.remove(name)?.get()).ok()
+        };
+        let (reference, gateway) = (take("ref"), take("gateway"));
+        match create(self.hub, &self.scopes, gateway, &members).await {
+            Ok(id) => json!({"type": "accepted", "ref": reference, "id": id}),
+            Err(refusal) => {
+                let (code, message) = refusal.parts();
+                error(code, message, reference)
+            }
+        }
+    }
+
+    /// Sends a message and what waits behind it, in one flush.
+    async fn send_burst(&mut self, first: Utf8Bytes) -> Result<(), Error> {
+        write(self.socket.feed(Message::Text(first))).await?;
+        for _ in 1..BURST {
+            let Some(Some(message)) = futures_util::FutureExt::now_or_never(self.watch.next())
+            else {
+                break;
+            };
+            write(self.socket.feed(Message::Text(message))).await?;
+        }
+        write(self.socket.flush()).await
+    }
+
+    async fn send(&mut self, text: Utf8Bytes) -> Result<(), Error> {
+        write(self.socket.send(Message::Text(text))).await
+    }
+
+    async fn close(&mut self, code: u16, reason: &'static str) -> Result<(), Error> {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+        let socket = &mut self.socket;
+        let handshake = async {
+            socket.close(Some(frame)).await?;
+            while let Some(message) = socket.next().await {
+                message?;
+            }
+            Ok(())
+        };
+        timeout(CLOSE_TIMEOUT, handshake).await.unwrap_or(Ok(()))
+    }
+}
+
+async fn create(
+    hub: &Arc<Hub>,
+    scopes: &[Scope],
+    gateway: Option<Value>,
+    members: &BTreeMap<String, Box<RawValue>>,
+) -> Result<CommandId, Refusal> {
+    if !scopes.contains(&Scope::CommandsWrite) {
+        return Err(Refusal::forbidden(Scope::CommandsWrite.as_str()));
+    }
+    let Some(Value::String(gateway)) = gateway else {
+        return Err(Refusal::bad_request("gateway is the id of a gateway"));
+    };
+    let bad = |error: serde_json::Error| Refusal::bad_request(error.to_string());
+    let text = serde_json::to_string(members).map_err(bad)?;
+    let new: NewCommand = serde_json::from_str(&text).map_err(bad)?;
+    commands::create(hub, gateway, new).await
+}
+
+async fn write(writing: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let slow = || Err(Error::Io(std::io::ErrorKind::TimedOut.into()));
+    timeout(WRITE_TIMEOUT, writing).await.unwrap_or_else(|_| slow())
+}
+
+fn error(code: &str, message: &str, reference: Option<Value>) -> Value {
+    let mut view = json!({"type": "error", "code": code, "message": message});
+    if let Some(reference) = reference {
+        view["ref"] = reference;
+    }
+    view
+}
