@@ -24,10 +24,10 @@ pub mod cli;
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
-#[cfg(feature = "hub")]
-pub mod hub;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "gateway")]
 pub mod identity;
 #[cfg(feature = "gateway")]

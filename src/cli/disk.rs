@@ -43,6 +43,7 @@ pub(super) enum Job {
 pub(super) enum Answer {
     Appended(Result<Vec<Evicted>, String>),
     Read { lane: usize, epoch: Epoch, result: Result<Vec<Item>, String> },
+    Retired { lane: usize, epoch: Epoch, result: Result<(), String> },
     Journalled(Result<(), String>),
 }
 
@@ -162,6 +163,10 @@ impl Worker {
                     tracing::debug!(%error, "the position could not be kept; a later trim will");
                 }
                 None
+            }
+            DiskRequest::Retire { lane, epoch } => {
+                let result = self.spool.retire(lane, epoch.0).map_err(|e| self.explain(&e));
+                Some(Answer::Retired { lane, epoch, result })
             }
             DiskRequest::Journal(changes) => {
                 let result = self.journal.put(self.spool.disk(), &changes);

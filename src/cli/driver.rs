@@ -173,6 +173,9 @@ impl Driver {
             Answer::Read { lane, epoch, result } => {
                 self.gateway.handle_read(now, lane, epoch, result);
             }
+            Answer::Retired { lane, epoch, result } => {
+                self.gateway.handle_retired(now, lane, epoch, result);
+            }
             Answer::Journalled(result) => self.gateway.handle_journalled(now, result),
         }
     }

@@ -105,9 +105,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     #[cfg(feature = "demo")]
     if let Command::Hub { arguments } = arguments.command {
-        return crate::hub::cli::main_from(
-            std::iter::once("fieldgate-hub".into()).chain(arguments),
-        );
+        return crate::hub::main_from(std::iter::once("fieldgate-hub".into()).chain(arguments));
     }
     if let Err(error) = log::start(arguments.log.as_deref()) {
         eprintln!("--log: {error}");

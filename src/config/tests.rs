@@ -82,21 +82,6 @@ fn what_is_written_is_what_is_meant() {
 }
 
 #[test]
-fn an_allow_pattern_matches_as_a_shell_would() {
-    for (pattern, text, matches) in [
-        ("*", "", true),
-        ("a*b*c", "a-b-b-c", true),
-        ("a*b*c", "acb", false),
-        ("a*a", "a", false),
-        ("*ab", "aab", true),
-        ("a**b", "ab", true),
-        ("a", "ab", false),
-    ] {
-        assert_eq!(matches_pattern(pattern, text), matches, "{pattern} {text}");
-    }
-}
-
-#[test]
 fn the_environment_sets_any_key() {
     let config = load_with(
         "[uplink]\nurl = 'wss://from-the-file'\n[[telemetry]]\ntopic = 'a'",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! frame -> checked -> journal "sending" (fsync) -> accepted, delivered to the device -> PUBACK -> delivered
-//!       -> the device's reply -> succeeded | failed
+//!       -> the device's reply -> journal (fsync) -> succeeded | failed
 //! ```
 //!
 //! The journal says `sending` before the first byte goes to a device, so that after a crash an id either was surely
@@ -65,6 +65,9 @@ pub(super) struct Commands {
     /// Ids whose `sending` the disk has yet to confirm.
     journalling: Vec<CommandId>,
     unjournalled: Vec<CommandId>,
+    /// Final states that are reported once the journal has them, so that no crash can make another of them.
+    reporting: Vec<(Status, Receipts)>,
+    unreported: Vec<(Status, Receipts)>,
     out: VecDeque<Out>,
 }
 
@@ -131,6 +134,8 @@ impl Commands {
             journal: Vec::new(),
             journalling: Vec::new(),
             unjournalled: Vec::new(),
+            reporting: Vec::new(),
+            unreported: Vec::new(),
             out: VecDeque::new(),
         }
     }
@@ -295,17 +300,28 @@ impl Commands {
         self.unjournalled.push(id);
     }
 
-    /// Changes for the journal, to be put on the medium and answered with [`Commands::handle_journalled`].
+    /// Changes for the journal, to be put on the medium and answered with [`Commands::handle_journalled`] before the
+    /// next are taken.
     pub(super) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
-        if !self.journalling.is_empty() {
-            return Vec::new();
-        }
         self.journalling = std::mem::take(&mut self.unjournalled);
+        self.reporting = std::mem::take(&mut self.unreported);
         std::mem::take(&mut self.journal)
+    }
+
+    pub(super) fn has_journal_changes(&self) -> bool {
+        !self.journal.is_empty()
     }
 
     /// The journal's changes are on the medium, or it could not be told.
     pub(super) fn handle_journalled(&mut self, now: Now, kept: bool) {
+        for (status, receipts) in std::mem::take(&mut self.reporting) {
+            if kept {
+                self.out.push_back(Out::Report(status, receipts));
+            } else {
+                self.write(&status.id);
+                self.unreported.push((status, receipts));
+            }
+        }
         for id in std::mem::take(&mut self.journalling) {
             let Some(life) = self.known.get_mut(&id) else { continue };
             let Some(Live { command, step }) = &mut life.live else { continue };
@@ -502,7 +518,11 @@ impl Commands {
         let next = Status { id: id.clone(), n, state, result, error };
         life.kept.last = Some(next.clone());
         self.write(id);
-        self.out.push_back(Out::Report(next, receipts));
+        if state.is_final() {
+            self.unreported.push((next, receipts));
+        } else {
+            self.out.push_back(Out::Report(next, receipts));
+        }
     }
 
     fn write(&mut self, id: &CommandId) {

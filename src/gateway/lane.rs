@@ -30,6 +30,9 @@ pub(super) struct Lane {
     index: usize,
     /// Oldest first; the last is the current one and never goes.
     epochs: VecDeque<EpochState>,
+    /// Epochs that the hub holds in full and the disk has yet to let go of for good. `hello` lists them until then:
+    /// a hub that had forgotten one would take it for new if a crash brought it back.
+    retiring: Vec<Retiring>,
     memory: VecDeque<Kept>,
     memory_bytes: usize,
     /// The number of the first record in memory; all after it up to `next` are there too.
@@ -64,6 +67,13 @@ struct EpochState {
     send: u64,
     /// The hub wants to hear of numbers that this side let go of already.
     owed: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Retiring {
+    epoch: Epoch,
+    next: u64,
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +128,7 @@ impl Lane {
             name,
             index,
             epochs: VecDeque::from([EpochState::new(epoch, 0, 1)]),
+            retiring: Vec::new(),
             memory: VecDeque::new(),
             memory_bytes: 0,
             memory_first: 1,
@@ -140,7 +151,12 @@ impl Lane {
 
     /// Takes over what an earlier start left on disk.
     pub(super) fn inherit(&mut self, held: &HeldRange) {
-        let state = EpochState::new(Epoch(held.epoch), held.acked, held.next);
+        let epoch = Epoch(held.epoch);
+        if held.next == held.acked + 1 {
+            self.retiring.push(Retiring { epoch, next: held.next, asked: false });
+            return;
+        }
+        let state = EpochState::new(epoch, held.acked, held.next);
         let current = self.epochs.len() - 1;
         self.epochs.insert(current, state);
     }
@@ -165,11 +181,13 @@ impl Lane {
 
     /// What `hello` says of this stream.
     pub(super) fn held(&self) -> impl Iterator<Item = HeldEpoch> {
-        self.epochs.iter().map(|state| HeldEpoch {
+        let retiring = self.retiring.iter().map(|old| (old.epoch, old.next, old.next));
+        let held = self.epochs.iter().map(|state| (state.epoch, state.acked + 1, state.next));
+        retiring.chain(held).map(|(epoch, first, next)| HeldEpoch {
             stream: self.name.clone(),
-            epoch: state.epoch,
-            first: state.acked + 1,
-            next: state.next,
+            epoch,
+            first,
+            next,
         })
     }
 
@@ -234,6 +252,21 @@ impl Lane {
             self.trimmed = acked;
         }
         Some((epoch, acked))
+    }
+
+    /// An epoch that the disk is to let go of for good.
+    pub(super) fn wants_retired(&mut self) -> Option<Epoch> {
+        let old = self.retiring.iter_mut().find(|old| !old.asked)?;
+        old.asked = true;
+        Some(old.epoch)
+    }
+
+    pub(super) fn handle_retired(&mut self, epoch: Epoch, gone: bool) {
+        if gone {
+            self.retiring.retain(|old| old.epoch != epoch);
+        } else if let Some(old) = self.retiring.iter_mut().find(|old| old.epoch == epoch) {
+            old.asked = false;
+        }
     }
 
     /// Lets go of the memory of what the disk has, down to `keep_bytes`.
@@ -349,8 +382,11 @@ impl Lane {
             self.land(acked);
         }
         if done {
+            let next = acked + 1;
             self.epochs.remove(place);
+            self.retiring.push(Retiring { epoch, next, asked: false });
             self.ahead.clear();
+            return None;
         }
         self.trim_after_ack(is_current, epoch, acked)
     }

@@ -151,6 +151,13 @@ pub enum DiskRequest {
         /// The last record to go.
         acked: u64,
     },
+    /// Let go of an epoch for good; answered.
+    Retire {
+        /// Index of the stream.
+        lane: usize,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Put into the command journal and sync; answered.
     Journal(Vec<(String, Bytes)>),
 }
@@ -411,6 +418,19 @@ impl Gateway {
                 self.note_disk(now, Some(&error));
             }
         }
+        self.settle(now);
+    }
+
+    /// An epoch is gone for good, or could not be let go of.
+    pub fn handle_retired(
+        &mut self,
+        now: Now,
+        lane: usize,
+        epoch: Epoch,
+        result: Result<(), String>,
+    ) {
+        self.lanes[lane].handle_retired(epoch, result.is_ok());
+        self.note_disk(now, result.err().as_ref());
         self.settle(now);
     }
 
@@ -680,7 +700,7 @@ impl Gateway {
         let oldest_flight = self.oldest_flight();
         [
             self.uplink.as_ref().and_then(|uplink| uplink.deadline(oldest_flight)),
-            self.write_due().filter(|_| !self.disk.appending),
+            self.write_due().filter(|_| !self.disk.appending && self.disk.retry_at.is_none()),
             self.reports.next_due(),
             self.commands.next_deadline(),
             self.disk.retry_at,
@@ -754,6 +774,7 @@ impl Gateway {
         !self.disk.appending
             && !self.disk.journalling
             && self.lanes.iter().all(|lane| lane.oldest_unwritten().is_none())
+            && !self.commands.has_journal_changes()
     }
 
     /// Whether records can go to the hub.
@@ -827,6 +848,9 @@ impl Gateway {
         }
         let live = self.is_live();
         for (lane, state) in self.lanes.iter_mut().enumerate() {
+            while let Some(epoch) = state.wants_retired() {
+                self.outputs.push_back(Output::Disk(DiskRequest::Retire { lane, epoch }));
+            }
             if let Some((epoch, from)) = live.then(|| state.wants_read()).flatten() {
                 let max_bytes = READ_AHEAD_BYTES;
                 let request = DiskRequest::Read { lane, epoch, from, max_bytes };
@@ -872,3 +896,6 @@ const EVENTS: usize = 0;
 
 /// How often finished commands are looked through.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! The HTTP API: what is stored, and commands. Times are Unix milliseconds; what goes wrong is in [`super::refusal`].
+//! The HTTP API: what is stored, and commands. Times are Unix milliseconds; what goes wrong is in
+//! [`super::refusal`].
 //!
 //! | request | scope | answer |
 //! |---|---|---|

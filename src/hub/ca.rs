@@ -24,7 +24,8 @@ pub struct DemoCa<'a> {
     pub clients: &'a [String],
 }
 
-/// Makes `ca.pem`, `hub.pem` with `hub.key`, and `NAME.pem` with `NAME.key` of each client, over what is there.
+/// Makes `ca.pem`, `hub.pem` with `hub.key`, and `NAME.pem` with `NAME.key` of each client, over
+/// what is there.
 ///
 /// The CA's own key is thrown away: nothing can be signed with it later.
 ///

@@ -290,7 +290,8 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// A number of bytes, written with its unit; 64 MiB at most, for it is held in memory per connection.
+/// A number of bytes, written with its unit; 64 MiB at most, for it is held in memory per
+/// connection.
 struct Size(usize);
 
 impl<'de> Deserialize<'de> for Size {

@@ -1,7 +1,8 @@
 //! Credentials: tokens, their digests, and the names in a client certificate.
 //!
-//! A token is 32 random bytes; the store knows its SHA-256 alone. The look-up by digest is not constant in time, and
-//! need not be: what leaks is about the digest of a guess, which says nothing about a token.
+//! A token is 32 random bytes; the store knows its SHA-256 alone. The look-up by digest is not
+//! constant in time, and need not be: what leaks is about the digest of a guess, which says nothing
+//! about a token.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use ring::{
@@ -76,7 +77,8 @@ pub fn bearer_subprotocol(offered: &str) -> Option<String> {
     String::from_utf8(BASE64URL.decode(coded.trim_end_matches('=')).ok()?).ok()
 }
 
-/// The names that a client certificate gives its holder: the common name, then the DNS names and URIs.
+/// The names that a client certificate gives its holder: the common name, then the DNS names and
+/// URIs.
 ///
 /// The chain was verified by TLS. A certificate that can't be read names nobody.
 pub fn certificate_names(der: &[u8]) -> Vec<String> {

@@ -1,7 +1,8 @@
 //! What happens, shown to whoever watches, while it happens.
 //!
-//! Each watcher has a queue of its own. One that reads too slowly loses messages, and is told how many; it never slows
-//! a gateway. What is missing can be read from `records?after=`, for each record carries its id.
+//! Each watcher has a queue of its own. One that reads too slowly loses messages, and is told how
+//! many; it never slows a gateway. What is missing can be read from `records?after=`, for each
+//! record carries its id.
 
 use std::sync::{
     Arc, PoisonError, RwLock,
@@ -234,4 +235,50 @@ fn device_of(event: &str) -> String {
         device: String,
     }
     serde_json::from_str::<Named>(event).map_or_else(|_| String::new(), |named| named.device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(gateway: Option<&str>) -> Filter {
+        Filter { gateway: gateway.map(Into::into), ..Filter::default() }
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_told_how_many_it_missed() {
+        let live = Live::default();
+        let mut watch = live.watch();
+        assert!(watch.subscribe("a".into(), filter(None)));
+        for _ in 0..QUEUE + 7 {
+            live.show_gateway("gw", true);
+        }
+        assert_eq!(watch.next().await.unwrap().as_str(), r#"{"missed":7,"type":"lagged"}"#);
+        for _ in 0..QUEUE {
+            assert!(watch.next().await.unwrap().contains("gateway"));
+        }
+        live.show_gateway("gw", false);
+        assert!(watch.next().await.unwrap().contains("false"), "and goes on");
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_what_it_subscribed_to() {
+        let live = Live::default();
+        let mut watch = live.watch();
+        live.show_gateway("gw", true);
+        watch.subscribe("a".into(), filter(Some("other")));
+        live.show_gateway("gw", true);
+        watch.subscribe("b".into(), filter(Some("*")));
+        live.show_gateway("seen", true);
+        assert!(watch.next().await.unwrap().contains("seen"));
+        assert!(watch.unsubscribe("b") && !watch.unsubscribe("b"));
+        for number in 0..MAX_SUBSCRIPTIONS {
+            assert_eq!(
+                watch.subscribe(number.to_string(), filter(None)),
+                number < MAX_SUBSCRIPTIONS - 1
+            );
+        }
+        drop(watch);
+        assert!(live.is_unwatched());
+    }
 }

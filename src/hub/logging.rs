@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 
 use tracing::level_filters::LevelFilter;
 
-/// Starts logging at `level`. A second call changes nothing: whoever runs the hub inside another program has a log.
+/// Starts logging at `level`. A second call changes nothing: whoever runs the hub inside another
+/// program has a log.
 pub(super) fn start(level: LevelFilter) {
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
     // An error says that a log was started already.

@@ -1,4 +1,5 @@
-//! The server's side: it lets gateways in, keeps what they send exactly once, shows it, and sends them commands.
+//! The server's side: it lets gateways in, keeps what they send exactly once, shows it, and sends
+//! them commands.
 //!
 //! | module | what it is |
 //! |---|---|

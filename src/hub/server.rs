@@ -144,7 +144,8 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` resolves; then sends gateways away, commits what is under way, and ends within 5 s.
+    /// Serves until `stop` resolves; then sends gateways away, commits what is under way, and ends
+    /// within 5 s.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { hub, listener, tls, engine, stop: stopping } = self;
         let places = Arc::new(Semaphore::new(hub.config.max_connections));
@@ -162,7 +163,8 @@ impl Server {
             tracing::warn!("connections did not end in time and were cut; nothing is lost by it");
         }
         drop(hub);
-        // The engine's thread ends with its last door; a connection that hangs must not hold the process.
+        // The engine's thread ends with its last door; a connection that hangs must not hold the
+        // process.
         let ended = tokio::task::spawn_blocking(move || engine.join());
         let _ = timeout(Duration::from_millis(500), ended).await;
     }
@@ -225,14 +227,17 @@ async fn greet(
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     place: OwnedSemaphorePermit,
-    stopping: watch::Receiver<bool>,
+    mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     socket.set_nodelay(true)?;
     let peer = |names: Vec<String>| Peer { address, names: names.into(), _place: Arc::new(place) };
     match tls {
         None => serve_http(router, socket, peer(Vec::new()), stopping).await,
         Some(tls) => {
-            let socket = timeout(TLS_TIMEOUT, tls.accept(socket)).await??;
+            let socket = tokio::select! {
+                accepted = timeout(TLS_TIMEOUT, tls.accept(socket)) => accepted??,
+                () = stopped(&mut stopping) => return Ok(()),
+            };
             let (_, connection) = socket.get_ref();
             let leaf = connection.peer_certificates().and_then(|chain| chain.first());
             let names = leaf.map(|leaf| certificate_names(leaf)).unwrap_or_default();

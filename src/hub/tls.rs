@@ -16,7 +16,8 @@ use super::config::Tls;
 #[error("{0}")]
 pub struct TlsError(String);
 
-/// Makes the acceptor. Client certificates are welcome and not demanded: applications come with tokens.
+/// Makes the acceptor. Client certificates are welcome and not demanded: applications come with
+/// tokens.
 pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor, TlsError> {
     let chain = certificates(&tls.cert_file)?;
     let key = key(&tls.key_file)?;

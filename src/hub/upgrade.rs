@@ -1,4 +1,5 @@
-//! The WebSocket opening handshake (RFC 6455, section 4.2), after which hyper hands the connection over.
+//! The WebSocket opening handshake (RFC 6455, section 4.2), after which hyper hands the connection
+//! over.
 
 use std::future::Future;
 
@@ -13,7 +14,8 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role, protocol::WebSocketConfig},
 };
 
-/// What tungstenite reads at once; its default of 128 KiB would be most of an idle connection's memory.
+/// What tungstenite reads at once; its default of 128 KiB would be most of an idle connection's
+/// memory.
 const READ_BUFFER_BYTES: usize = 4096;
 
 /// The most bytes that may wait for a peer that does not read; more ends the connection.

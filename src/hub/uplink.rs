@@ -36,7 +36,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a gateway may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When a gateway is to come back after a restart of the hub, and over what time all of them spread.
+/// When a gateway is to come back after a restart of the hub, and over what time all of them
+/// spread.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
@@ -72,7 +73,8 @@ pub(super) async fn upgrade(
     })
 }
 
-/// The gateway that the credential names: a token's, else the first name of the certificate that is a known gateway.
+/// The gateway that the credential names: a token's, else the first name of the certificate that is
+/// a known gateway.
 async fn subject(
     hub: &Arc<Hub>,
     peer: &Peer,
@@ -188,7 +190,8 @@ impl Driver {
             }
         }
         self.session.handle_disconnected();
-        // The engine answers everything; what it stored is shown although nobody is there to be told.
+        // The engine answers everything; what it stored is shown although nobody is there to be
+        // told.
         while self.session.outstanding() > 0 {
             let Some(answer) = answers.recv().await else { break };
             self.session.handle_answer(now(), answer);
@@ -225,7 +228,7 @@ impl Driver {
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
             Some(Err(tungstenite::Error::Capacity(_))) => self.session.handle_oversize(),
-            Some(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            Some(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
             None => self.end = Some(End::Theirs("the connection ended".into())),
         }
     }
@@ -294,7 +297,7 @@ impl Driver {
     ) {
         match written {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.end = Some(End::Theirs(error.to_string())),
+            Ok(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
             Err(_) => self.end = Some(End::Theirs("it takes no more messages".into())),
         }
     }
@@ -335,8 +338,17 @@ impl Driver {
         if hub.presence.leave(&id) && welcomed {
             hub.live.show_gateway(gateway, false);
         }
-        // An error means that the store is down: a session there that nobody speaks for is replaced by the gateway's next one.
+        // An error means that the store is down: a session there that nobody speaks for is replaced
+        // by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
+    }
+}
+
+/// A link that is cut is an everyday thing, and one line in the log.
+fn brief(error: &tungstenite::Error) -> String {
+    match error {
+        tungstenite::Error::Io(error) => format!("cut: {}", error.kind()),
+        error => error.to_string(),
     }
 }
 

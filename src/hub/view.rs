@@ -107,7 +107,8 @@ impl<'a> RecordView<'a> {
     }
 }
 
-/// What is stored as text was checked to be JSON; a text that is not any more is shown as the bytes it is.
+/// What is stored as text was checked to be JSON; a text that is not any more is shown as the bytes
+/// it is.
 fn json_or_base64(text: &str) -> (Option<&RawValue>, Option<String>) {
     match serde_json::from_str(text) {
         Ok(raw) => (Some(raw), None),

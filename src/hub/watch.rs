@@ -1,8 +1,8 @@
 //! `GET /v1/live`: the WebSocket of applications and browsers. JSON in text messages.
 //!
-//! The token, with scope `live`, comes in `Authorization`, or from a browser as a further subprotocol
-//! `base64url.bearer.fieldgate.<base64url(token)>` beside [`SUBPROTOCOL`], which alone is ever selected. Any origin is
-//! welcome, for nothing is authorised by a cookie.
+//! The token, with scope `live`, comes in `Authorization`, or from a browser as a further
+//! subprotocol `base64url.bearer.fieldgate.<base64url(token)>` beside [`SUBPROTOCOL`], which alone
+//! is ever selected. Any origin is welcome, for nothing is authorised by a cookie.
 //!
 //! | the client says | the hub answers |
 //! |---|---|
@@ -11,9 +11,9 @@
 //! | `{"type":"command","ref"?,"gateway","device","name","params"?,"ttl_ms"?,"timeout_ms"?,"idempotent"?}` (scope `commands:write`) | `{"type":"accepted","ref","id"}` |
 //! | `{"type":"ping"}` | `{"type":"pong"}` |
 //!
-//! Unasked it sends `record`, `gateway`, `command_status` and, to whoever reads too slowly, `{"type":"lagged","missed"}`.
-//! What goes wrong is `{"type":"error","code","message","ref"?}`. Closed with 1008 when the token is revoked, 1012 when
-//! the hub restarts.
+//! Unasked it sends `record`, `gateway`, `command_status` and, to whoever reads too slowly,
+//! `{"type":"lagged","missed"}`. What goes wrong is `{"type":"error","code","message","ref"?}`.
+//! Closed with 1008 when the token is revoked, 1012 when the hub restarts.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -178,7 +178,7 @@ async fn secure(
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::link::{
@@ -271,6 +271,8 @@ mod tests {
 
     #[cfg(feature = "hub")]
     mod tls {
+        use tokio::io::AsyncReadExt as _;
+
         use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::PathBuf};
 
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};

@@ -1,17 +1,23 @@
-//! A broker to connect to, with rumqttc: a persistent session, manual acknowledgements, reconnects that never end.
+//! A broker to connect to, with rumqttc: a persistent session, manual acknowledgements, reconnects
+//! that never end.
 //!
-//! Two tasks. `poll` drives rumqttc's event loop and does nothing else: the loop is not known to be safe to cancel, and
-//! waiting for the client inside it would wait for itself. This file's task keeps the books.
+//! Two tasks. `poll` drives rumqttc's event loop and does nothing else: the loop is not known to be
+//! safe to cancel, and waiting for the client inside it would wait for itself. This file's task
+//! keeps the books.
 //!
-//! Every connection gets a fresh client and event loop. rumqttc carries requests over from one connection to the next
-//! (acknowledgements of packet identifiers that now mean another publish, commands that were cut off) and keeps a stale
-//! `collision`; with a loop per connection nothing can be carried over. The session itself is the broker's to keep, and
-//! what was not acknowledged comes again from there. Receipts of an earlier connection acknowledge nothing.
+//! Every connection gets a fresh client and event loop. rumqttc carries requests over from one
+//! connection to the next (acknowledgements of packet identifiers that now mean another publish,
+//! commands that were cut off) and keeps a stale `collision`; with a loop per connection nothing
+//! can be carried over. The session itself is the broker's to keep, and what was not acknowledged
+//! comes again from there. Receipts of an earlier connection acknowledge nothing.
 //!
-//! Known limits: an IPv6 literal can't be the host of an `mqtts` URL (rumqttc takes it for a name); while the gateway
-//! takes no publishes, QoS 0 ones fill the backlog and then the event loop rests, so that after one and a half keep
-//! alives the broker may close.
+//! Known limits: where `max_inflight` is higher than the broker's own window, [`Notice::Exhausted`]
+//! never comes and the spool's `write_after` paces the source; an IPv6 literal can't be the host of
+//! an `mqtts` URL (rumqttc takes it for a name); while the gateway takes no publishes, QoS 0 ones
+//! fill the backlog and then the event loop rests, so that after one and a half keep alives the
+//! broker may close.
 
+mod link;
 mod poll;
 mod subscriptions;
 
@@ -19,7 +25,7 @@ mod subscriptions;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     fs,
     hash::{BuildHasher, RandomState},
     path::PathBuf,
@@ -33,23 +39,20 @@ use rumqttc::{
 };
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep_until, timeout},
 };
 
-use self::{poll::Heard, subscriptions::Subscriptions};
-use super::{
-    Delivery, Notice, Request, Sink,
-    receipts::{Ack, AckOrder},
-};
+use self::{link::Link, poll::Heard, subscriptions::Subscriptions};
+use super::{Delivery, Notice, Request, Sink, receipts::Ack};
 use crate::{
     config,
     record::{Publish, Receipt},
     topic,
 };
 
-/// The largest packet MQTT knows, in bytes. With a lower limit a larger retained message would end the connection, come
-/// again with the next one, and so for ever.
+/// The largest packet MQTT knows, in bytes. With a lower limit a larger retained message would end
+/// the connection, come again with the next one, and so for ever.
 const MAX_PACKET_BYTES: usize = 268_435_455;
 
 /// The largest payload that is handed on; a larger one is refused, accounted for and acknowledged.
@@ -58,14 +61,17 @@ const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
 /// Commands that may wait for the broker's PUBACK; more are `Undelivered`.
 const MAX_COMMANDS: usize = 64;
 
-/// rumqttc's own window of outgoing publishes. Acknowledgements queue behind a full one, so it must never be full; it
-/// also is the range of packet identifiers, and one that comes round again must not be in use.
+/// rumqttc's own window of outgoing publishes. Acknowledgements queue behind a full one, so it must
+/// never be full; it also is the range of packet identifiers, and one that comes round again must
+/// not be in use.
 const OUTGOING_WINDOW: u16 = 256;
 
-/// Requests that may wait for the event loop: one acknowledgement per packet identifier, commands, subscriptions.
+/// Requests that may wait for the event loop: one acknowledgement per packet identifier, commands,
+/// subscriptions.
 const CLIENT_QUEUE: usize = 65_535 + MAX_COMMANDS + 64;
 
-/// Publishes that may wait for the gateway beside those the broker keeps in flight; at the bound nothing more is read.
+/// Publishes that may wait for the gateway beside those the broker keeps in flight; at the bound
+/// nothing more is read.
 const BACKLOG: usize = 256;
 
 /// The first wait after a lost connection, and the longest.
@@ -88,8 +94,8 @@ pub struct Running {
 
 /// Starts connecting, in tasks of the current runtime, and goes on for ever.
 ///
-/// `interests` are the topic filters to subscribe to; `state_file` remembers those that the broker confirmed; `tls` must
-/// be given when `config.tls` is set.
+/// `interests` are the topic filters to subscribe to; `state_file` remembers those that the broker
+/// confirmed; `tls` must be given when `config.tls` is set.
 pub fn start(
     config: &config::Mqtt,
     gateway_id: &str,
@@ -112,7 +118,7 @@ pub fn start(
         connection: 0,
         backlog: VecDeque::new(),
         told: None,
-        released: None,
+        released: BTreeSet::new(),
     };
     let (requests, incoming) = mpsc::unbounded_channel();
     Running { requests, task: tokio::spawn(source.run(incoming)) }
@@ -130,23 +136,8 @@ struct Source {
     backlog: VecDeque<Publish>,
     /// The state last told.
     told: Option<(bool, String)>,
-    /// A QoS 2 packet identifier whose PUBREL the next connection must know, see `poll`.
-    released: Option<u16>,
-}
-
-/// The books of one connection.
-struct Link {
-    client: AsyncClient,
-    connected: bool,
-    acks: AckOrder,
-    /// Commands given to the client, in order, whose sending was not seen yet.
-    unsent: VecDeque<u64>,
-    /// Commands sent, by packet identifier.
-    sent: HashMap<u16, u64>,
-    /// SUBACKs and UNSUBACKs that are due.
-    confirmations: usize,
-    /// The filters of the SUBSCRIBE, in its order.
-    asked: Vec<String>,
+    /// QoS 2 packet identifiers whose PUBREL the next connection must know, see `poll`.
+    released: BTreeSet<u16>,
 }
 
 /// Why a connection ended.
@@ -215,14 +206,15 @@ impl Source {
         self.connection += 1;
         let (client, eventloop) = AsyncClient::new(options, CLIENT_QUEUE);
         let (heard_in, mut heard) = mpsc::channel(16);
-        let poller = tokio::spawn(poll::poll(eventloop, self.released.take(), heard_in));
+        // A set of one, so that its loop ends with this task, however that ends.
+        let mut poller = JoinSet::new();
+        poller.spawn(poll::poll(eventloop, self.released.clone(), heard_in));
         let mut link = Link::new(client);
         let ended = self.serve(&mut link, &mut heard, requests).await;
         if let Ended::Stopped = ended {
             self.disconnect(&mut link, &mut heard).await;
         }
-        // Its loop has ended, or is not wanted any more.
-        poller.abort();
+        poller.shutdown().await;
         for (_, token) in link.sent.drain() {
             self.notify(Notice::Interrupted { token }).await;
         }
@@ -250,9 +242,7 @@ impl Source {
                         if receipt.connection == self.connection {
                             link.acks.mark_safe(receipt.number);
                         }
-                        if let Err(fault) = link.pay_acks() {
-                            return Ended::Lost(fault);
-                        }
+                        link.pay_acks();
                     }
                     Some(Request::Deliver(delivery)) => self.deliver(link, delivery).await,
                     Some(Request::Stop) | None => return Ended::Stopped,
@@ -263,6 +253,7 @@ impl Source {
                     if let (Ok(permit), Some(publish)) = (permit, publish) {
                         permit.send(publish);
                     }
+                    self.tell_exhausted(link).await;
                 }
                 event = heard.recv(), if self.backlog.len() < room => match event {
                     Some(Heard::Event(event)) => {
@@ -271,7 +262,7 @@ impl Source {
                         }
                     }
                     Some(Heard::Lost { fault, released }) => {
-                        self.released = released;
+                        self.released.extend(released);
                         // No event of theirs was seen, so they never left.
                         for token in link.unsent.drain(..) {
                             self.notify(Notice::Undelivered { token }).await;
@@ -288,7 +279,7 @@ impl Source {
         match event {
             Event::Incoming(Packet::ConnAck(connack)) => {
                 link.connected = true;
-                self.subscribe(link, connack.session_present)?;
+                self.subscribe(link, connack.session_present);
                 let session =
                     if connack.session_present { "session resumed" } else { "new session" };
                 let pending = if link.confirmations > 0 { ", subscribing" } else { "" };
@@ -326,7 +317,8 @@ impl Source {
                 }
             }
             Event::Outgoing(Outgoing::AwaitAck(_)) => {
-                // The client now waits for that PUBACK and sends nothing else, acknowledgements included.
+                // The client now waits for that PUBACK and sends nothing else, acknowledgements
+                // included.
                 return Err("the broker left a command without PUBACK for too long".into());
             }
             _ => {}
@@ -346,7 +338,10 @@ impl Source {
             _ => None,
         };
         match fault {
-            Some(reason) => self.notify(Notice::Refused { device: None, reason, receipt }).await,
+            Some(reason) => {
+                self.notify(Notice::Refused { device: None, reason, receipt }).await;
+                self.tell_exhausted(link).await;
+            }
             None => self.backlog.push_back(Publish {
                 topic: publish.topic,
                 payload: publish.payload,
@@ -355,30 +350,34 @@ impl Source {
                 receipt,
             }),
         }
-        if receipt.is_some() && link.acks.len() >= usize::from(self.config.max_inflight) {
+    }
+
+    /// Says that the whole window waits, once all of it is with the gateway; sooner, and it would
+    /// write all but the last of it.
+    async fn tell_exhausted(&self, link: &Link) {
+        let window = usize::from(self.config.max_inflight).max(1);
+        if self.backlog.is_empty() && link.acks.len() >= window {
             self.notify(Notice::Exhausted(self.sink.source)).await;
         }
     }
 
-    /// Asks for what the session at the broker lacks, and for nothing more: each SUBSCRIBE brings the retained
-    /// messages again.
-    fn subscribe(&mut self, link: &mut Link, session_present: bool) -> Result<(), String> {
+    /// Asks for what the session at the broker lacks, and for nothing more: each SUBSCRIBE brings
+    /// the retained messages again.
+    fn subscribe(&mut self, link: &mut Link, session_present: bool) {
         if !session_present {
             self.subscriptions.handle_new_session();
         }
-        let full = |_| "the client's queue is full".to_owned();
         let (missing, surplus) = self.subscriptions.changes();
         link.confirmations = surplus.len() + usize::from(!missing.is_empty());
         if !missing.is_empty() {
             let wanted = missing.iter().cloned();
             let filters = wanted.map(|path| SubscribeFilter { path, qos: QoS::AtLeastOnce });
-            link.client.try_subscribe_many(filters).map_err(full)?;
+            link.submit(|client| client.try_subscribe_many(filters));
         }
         link.asked = missing;
         for filter in surplus {
-            link.client.try_unsubscribe(filter).map_err(full)?;
+            link.submit(|client| client.try_unsubscribe(filter));
         }
-        Ok(())
     }
 
     async fn confirm(&mut self, link: &mut Link) {
@@ -441,7 +440,8 @@ impl Source {
         }
     }
 
-    /// Tells and logs a state, unless it was the last one told: a broker that is down must not fill the log.
+    /// Tells and logs a state, unless it was the last one told: a broker that is down must not fill
+    /// the log.
     async fn tell_state(&mut self, up: bool, detail: String) {
         let state = (up, detail);
         if self.told.as_ref() == Some(&state) {
@@ -456,34 +456,6 @@ impl Source {
     async fn notify(&self, notice: Notice) {
         // Without a gateway nobody wants to know.
         let _ = self.sink.notices.send(notice).await;
-    }
-}
-
-impl Link {
-    fn new(client: AsyncClient) -> Self {
-        Self {
-            client,
-            connected: false,
-            acks: AckOrder::default(),
-            unsent: VecDeque::new(),
-            sent: HashMap::new(),
-            confirmations: 0,
-            asked: Vec::new(),
-        }
-    }
-
-    fn pay_acks(&mut self) -> Result<(), String> {
-        while let Some(ack) = self.acks.pop_due() {
-            let (qos, packet_id) = match ack {
-                Ack::PubAck(packet_id) => (QoS::AtLeastOnce, packet_id),
-                Ack::PubRec(packet_id) => (QoS::ExactlyOnce, packet_id),
-            };
-            let mut publish = rumqttc::Publish::new("", qos, Vec::new());
-            publish.pkid = packet_id;
-            let taken = self.client.try_ack(&publish);
-            taken.map_err(|_| "the client's queue is full".to_owned())?;
-        }
-        Ok(())
     }
 }
 

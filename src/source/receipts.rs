@@ -1,7 +1,8 @@
 //! The order in which the publishes of one connection are acknowledged.
 //!
-//! MQTT wants PUBACKs and PUBRECs in the order of the publishes (MQTT-4.6.0-2, -3), and promise 1 wants none before
-//! its publish is safe. A publish that becomes safe early therefore waits for its elders.
+//! MQTT wants PUBACKs and PUBRECs in the order of the publishes (MQTT-4.6.0-2, -3), and promise 1
+//! wants none before its publish is safe. A publish that becomes safe early therefore waits for its
+//! elders.
 //!
 //! Must never give out an acknowledgement twice, nor one whose publish is not safe. Pure.
 
@@ -29,7 +30,8 @@ impl Ack {
     }
 }
 
-/// The acknowledgements that one connection owes. Its owner bounds it: at its in-flight window it stops reading.
+/// The acknowledgements that one connection owes. Its owner bounds it: at its in-flight window it
+/// stops reading.
 #[derive(Debug, Default)]
 pub(super) struct AckOrder {
     /// The number of the publish at the head.
@@ -49,7 +51,8 @@ impl AckOrder {
         self.first + self.owed.len() as u64 - 1
     }
 
-    /// Notes that a publish is safe. A number that was never given, or is done with, changes nothing.
+    /// Notes that a publish is safe. A number that was never given, or is done with, changes
+    /// nothing.
     pub(super) fn mark_safe(&mut self, number: u64) {
         let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
         if let Some((_, safe)) = place.and_then(|place| self.owed.get_mut(place)) {

@@ -164,6 +164,8 @@ struct EpochLog {
     epoch: u64,
     acked: u64,
     next: u64,
+    /// One past the last number of which `append` has said that it is kept.
+    kept: u64,
     segments: VecDeque<Segment>,
     /// Known losses, in order, none overlapping; a hole that is neither acked nor here is damage.
     skips: Vec<SkipRange>,
@@ -191,8 +193,6 @@ struct Active<F> {
     file: F,
     first: u64,
     len: u64,
-    /// One past the last number that is on the medium.
-    synced: u64,
     /// The last `acked` that the file tells.
     marked: u64,
 }
@@ -229,12 +229,17 @@ impl<D: Disk> Spool<D> {
         self.streams.iter().map(|stream| stream.name.as_str())
     }
 
-    /// Every epoch of which something is held, oldest first within a stream.
+    /// Every epoch of an earlier start that is not retired, and the current one if something of it is held; oldest first
+    /// within a stream. An epoch that is acknowledged to its end is only to be retired.
     pub fn held(&self) -> Vec<HeldRange> {
         let mut held = Vec::new();
+        let is_held = |log: &&EpochLog| log.ordinal != self.ordinal || log.next > log.acked + 1;
         for (index, stream) in self.streams.iter().enumerate() {
-            held.extend(stream.logs.iter().filter(|log| log.next > log.acked + 1).map(|log| {
-                HeldRange { stream: index, epoch: log.epoch, acked: log.acked, next: log.next }
+            held.extend(stream.logs.iter().filter(is_held).map(|log| HeldRange {
+                stream: index,
+                epoch: log.epoch,
+                acked: log.acked,
+                next: log.next,
             }));
         }
         held
@@ -264,11 +269,18 @@ impl<D: Disk> Spool<D> {
             Ok(streams) => self.sync_streams(&streams),
             Err(error) => Err(error),
         };
-        if let Err(error) = synced {
-            self.distrust(entries);
-            return Err(error);
+        match synced {
+            Ok(()) => {
+                for log in self.streams.iter_mut().filter_map(|stream| stream.logs.back_mut()) {
+                    log.kept = log.next;
+                }
+                Ok(evicted)
+            }
+            Err(error) => {
+                self.distrust(entries);
+                Err(error)
+            }
         }
-        Ok(evicted)
     }
 
     /// Reads on from `from`: records and skips without a hole, at least one if there is any, about `max_bytes` of them.
@@ -343,24 +355,44 @@ impl<D: Disk> Spool<D> {
         };
         // Of the current epoch the hub may hold records that never had to be written.
         let acked = if log.ordinal == current { acked } else { acked.min(log.next - 1) };
-        if acked <= log.acked {
-            return Ok(());
-        }
-        log.next = log.next.max(acked + 1);
-        log.acked = acked;
+        log.acked = log.acked.max(acked);
+        log.next = log.next.max(log.acked + 1);
+        log.kept = log.kept.max(log.acked + 1);
+        let acked = log.acked;
         log.skips.retain(|skip| skip.to > acked + 1);
-        let finished = log.ordinal != current && log.next == acked + 1;
         let gone = log.segments.iter().take_while(|segment| segment.next <= acked + 1).count();
+        // The segment that is appended to stays while it is small, for a new one costs more than it frees.
         let keeps_active = log.ordinal == current
             && gone == log.segments.len()
             && log.segments.back().is_some_and(|last| last.bytes < half);
-        if gone > usize::from(keeps_active) || finished {
+        let gone = gone - usize::from(keeps_active);
+        if gone > 0 {
             self.save_positions()?;
-            for _ in 0..gone - usize::from(keeps_active && gone > 0) {
+            for _ in 0..gone {
                 self.unlink_oldest(stream, epoch);
             }
-            self.streams[stream].logs.retain(|log| !(finished && log.epoch == epoch));
         }
+        Ok(())
+    }
+
+    /// Lets go of an epoch of an earlier start, all of it. When it returns `Ok`, no later start finds it again.
+    ///
+    /// # Errors
+    /// The position could not be written: the epoch may be found again, and this is to be tried again.
+    pub fn retire(&mut self, stream: usize, epoch: u64) -> io::Result<()> {
+        let current = self.ordinal;
+        let old = |log: &EpochLog| log.epoch == epoch && log.ordinal != current;
+        let Some(log) = self.streams[stream].logs.iter_mut().find(|log| old(log)) else {
+            return Ok(());
+        };
+        log.acked = log.next - 1;
+        log.skips.clear();
+        let segments = log.segments.len();
+        self.save_positions()?;
+        for _ in 0..segments {
+            self.unlink_oldest(stream, epoch);
+        }
+        self.streams[stream].logs.retain(|log| !old(log));
         Ok(())
     }
 
@@ -512,17 +544,20 @@ impl<D: Disk> Spool<D> {
         let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
         let name = segment::file_name(&stream.name, *ordinal, log.epoch, first);
         let header = segment::header(log.epoch, first, log.acked);
-        let mut file = disk.create(&name)?;
-        file.write_at(&header, 0)?;
-        file.sync()?;
-        disk.sync_directory()?;
+        let begun = disk.create(&name).and_then(|mut file| {
+            file.write_at(&header, 0)?;
+            file.sync()?;
+            disk.sync_directory()?;
+            Ok(file)
+        });
+        let file = begun.inspect_err(|_| drop(disk.remove(&name)))?;
         let len = header.len() as u64;
         if let Some(before) = log.segments.back_mut() {
             before.next = before.next.min(first);
         }
         log.segments.retain(|segment| segment.first != first);
         log.segments.push_back(Segment { first, next: first, bytes: len, failed_reads: 0 });
-        stream.active = Some(Active { file, first, len, synced: first, marked: log.acked });
+        stream.active = Some(Active { file, first, len, marked: log.acked });
         self.bytes += len;
         self.written_bytes += len;
         self.syncs += 2;
@@ -532,44 +567,35 @@ impl<D: Disk> Spool<D> {
     fn sync_streams(&mut self, touched: &[usize]) -> io::Result<()> {
         for index in touched {
             let stream = &mut self.streams[*index];
-            let next = stream.logs.back().expect("the current epoch's log exists since open").next;
             let active = stream.active.as_mut().expect("a touched stream has an active segment");
             self.syncs += 1;
             active.file.sync()?;
-            active.synced = next;
         }
         Ok(())
     }
 
-    /// After a failed write or fsync: nothing past what was synced before counts, and the file is left alone.
+    /// After a failed write or fsync: nothing of the group counts, and its files are left alone. What of it did reach
+    /// the medium does no harm: the caller appends the same records under the same numbers again.
     fn distrust(&mut self, entries: &[Entry]) {
         for index in 0..self.streams.len() {
             if !entries.iter().any(|entry| entry.stream == index) {
                 continue;
             }
-            let stream = &mut self.streams[index];
-            let active = stream.active.take();
+            let Self { disk, streams, bytes, .. } = self;
+            let stream = &mut streams[index];
+            stream.active = None;
             stream.cursor = None;
             let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
-            // Entries before the active segment's synced end are on the medium; later ones the caller appends anew.
-            let kept = match (&active, log.segments.back()) {
-                (Some(active), _) => active.synced,
-                (None, Some(last)) => last.next,
-                (None, None) => log.acked + 1,
-            };
-            log.next = log.next.min(kept.max(log.acked + 1));
-            if let Some(mut active) = active {
-                let good =
-                    segment::len_before(&active.file, log.epoch, active.first, active.synced);
-                let cut = good.and_then(|len| active.file.truncate(len).map(|()| len));
-                let last = log.segments.back_mut().expect("the active segment is the last");
-                if let Ok(len) = cut {
-                    self.bytes -= last.bytes - len.min(last.bytes);
-                    last.bytes = len;
-                }
-                last.next = active.synced;
+            log.next = log.kept;
+            while let Some(last) = log.segments.pop_back_if(|last| last.first >= log.kept) {
+                *bytes -= last.bytes;
+                let name = segment::file_name(&stream.name, log.ordinal, log.epoch, last.first);
+                // If it stays, the next segment of this number replaces it, or the next start passes over it.
+                drop(disk.remove(&name));
             }
-            log.skips.retain(|skip| skip.from < kept);
+            if let Some(last) = log.segments.back_mut() {
+                last.next = last.next.min(log.kept);
+            }
         }
     }
 }
@@ -635,7 +661,15 @@ impl Place<'_> {
 
 impl EpochLog {
     fn new(ordinal: u32, epoch: u64) -> Self {
-        Self { ordinal, epoch, acked: 0, next: 1, segments: VecDeque::new(), skips: Vec::new() }
+        Self {
+            ordinal,
+            epoch,
+            acked: 0,
+            next: 1,
+            kept: 1,
+            segments: VecDeque::new(),
+            skips: Vec::new(),
+        }
     }
 
     /// Adds what of `from..to` is not a known loss yet; says how many records that is.

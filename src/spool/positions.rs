@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! fieldgate-positions 1
-//! epoch <stream> <ordinal> <epoch> <acked> <next>
+//! epoch <stream> <ordinal> <epoch> <acked> <kept: one past the last>
 //! skip <from> <to> <reason>                            of the epoch above it
 //! crc <CRC32C of all before this line, 8 hexadecimal digits>
 //! ```
@@ -18,9 +18,10 @@ const HEAD: &str = "fieldgate-positions 1";
 
 pub(super) fn write<'a>(logs: impl Iterator<Item = (&'a str, &'a EpochLog)>) -> String {
     let mut text = format!("{HEAD}\n");
-    for (stream, log) in logs {
-        let EpochLog { ordinal, epoch, acked, next, .. } = log;
-        writeln!(text, "epoch {stream} {ordinal:08x} {epoch:016x} {acked} {next}")
+    // Of an epoch that never had anything there is nothing to say.
+    for (stream, log) in logs.filter(|(_, log)| log.kept > 1) {
+        let EpochLog { ordinal, epoch, acked, kept, .. } = log;
+        writeln!(text, "epoch {stream} {ordinal:08x} {epoch:016x} {acked} {kept}")
             .expect("writing to memory can't fail");
         for SkipRange { from, to, reason } in &log.skips {
             writeln!(text, "skip {from} {to} {reason}").expect("writing to memory can't fail");

@@ -57,26 +57,26 @@ pub(super) fn open<D: Disk>(
             from >= segment.next
                 || log.skips.iter().any(|skip| skip.from <= from && segment.next <= skip.to)
         };
-        let finished = log.next <= log.acked + 1;
+        // A finished epoch stays until it is retired: its end must be on the medium before the hub may forget it.
+        log.next = log.next.max(log.acked + 1);
         let (dead, kept): (VecDeque<Segment>, VecDeque<Segment>) =
-            log.segments.iter().cloned().partition(|segment| finished || gone(segment));
+            log.segments.iter().cloned().partition(|segment| gone(segment));
         unlink.extend(
             dead.iter().map(|s| segment::file_name(&name, log.ordinal, log.epoch, s.first)),
         );
         log.segments = kept;
-        if !finished {
-            report.segments += log.segments.len();
-            match streams.iter_mut().find(|stream| stream.name == name) {
-                Some(stream) => stream.logs.push_back(log),
-                None => {
-                    let mut stream = Stream::new(&name);
-                    stream.logs.push_back(log);
-                    streams.push(stream);
-                }
+        report.segments += log.segments.len();
+        match streams.iter_mut().find(|stream| stream.name == name) {
+            Some(stream) => stream.logs.push_back(log),
+            None => {
+                let mut stream = Stream::new(&name);
+                stream.logs.push_back(log);
+                streams.push(stream);
             }
         }
     }
     for stream in &mut streams {
+        stream.logs.iter_mut().for_each(|log| log.kept = log.next);
         stream.logs.push_back(EpochLog::new(ordinal, epoch));
     }
     let held = streams.iter().flat_map(|stream| &stream.logs).flat_map(|log| &log.segments);
@@ -118,6 +118,7 @@ impl Found {
                 None => report.damage.push(format!("{} is unreadable", positions::FILE)),
             }
         }
+        let mut unbegun: Option<String> = None;
         for name in files {
             if name.ends_with(".new") {
                 found.leftovers.push(name);
@@ -127,7 +128,21 @@ impl Found {
                 continue;
             };
             let file = disk.open(&name)?;
+            let bytes = file.length()?;
+            if bytes < HEADER_BYTES as u64 {
+                // The header is synced before anything in the file counts: the last one may never have been begun.
+                found.leftovers.push(name.clone());
+                unbegun = Some(name);
+                continue;
+            }
             let key = (stream.to_owned(), ordinal, epoch);
+            let is_before = |before: &String| {
+                segment::parse_name(before)
+                    .is_some_and(|b| (b.0, b.1, b.2) == (stream, ordinal, epoch))
+            };
+            if let Some(before) = unbegun.take().filter(is_before) {
+                report.damage.push(format!("{before} has lost its content"));
+            }
             let log = found.logs.entry(key).or_insert_with(|| EpochLog::new(ordinal, epoch));
             match segment::read_header(&file, epoch, first)? {
                 Header::Good { acked } => log.acked = log.acked.max(acked),
@@ -138,7 +153,6 @@ impl Found {
             if let Some(before) = log.segments.back_mut() {
                 before.next = first;
             }
-            let bytes = file.length()?;
             log.segments.push_back(Segment { first, next: first, bytes, failed_reads: 0 });
         }
         Ok(found)

@@ -237,27 +237,3 @@ fn frame_len(rest: &[u8]) -> Option<usize> {
     let head = u32::from_le_bytes(rest.get(..4)?.try_into().expect("four bytes"));
     (head >> 28 <= KIND_MARK).then_some(FRAME_BYTES + (head as usize & MAX_BODY_BYTES))
 }
-
-/// Where the frames of the numbers before `synced` end.
-pub(super) fn len_before(
-    file: &impl DiskFile,
-    epoch: u64,
-    first: u64,
-    synced: u64,
-) -> io::Result<u64> {
-    let mut good = HEADER_BYTES as u64;
-    let mut offset = good;
-    loop {
-        let mut scan = Scan::load(file, epoch, first, offset, 64 * 1024)?;
-        while let Some((seq, _)) = scan.next_frame() {
-            if seq >= synced {
-                return Ok(good);
-            }
-            good = scan.good_end();
-        }
-        if scan.offset() == offset {
-            return Ok(good);
-        }
-        offset = scan.offset();
-    }
-}

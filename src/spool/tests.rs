@@ -98,7 +98,7 @@ fn trimmed_segments_are_deleted_and_finished_epochs_leave_nothing() {
     let (mut spool, _) = open(dir.path(), 8);
     assert_eq!(numbers(&read_all(&mut spool, 7)).0, Vec::from_iter(451..500));
     append(&mut spool, 1..10);
-    spool.trim(TELEMETRY, 7, 499).unwrap();
+    spool.retire(TELEMETRY, 7).unwrap();
     let held = HeldRange { stream: TELEMETRY, epoch: 8, acked: 0, next: 10 };
     assert_eq!(spool.held(), [held]);
     assert_eq!(segments(dir.path()).len(), 1);

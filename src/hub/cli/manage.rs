@@ -168,7 +168,8 @@ fn send(config: &Config, wanted: &SendArguments) -> anyhow::Result<()> {
 }
 
 fn open_reader(config: &Config) -> anyhow::Result<Reader> {
-    // Opened for writing first, so that a database that is not there yet is made, and says that it is empty.
+    // Opened for writing first, so that a database that is not there yet is made, and says that it
+    // is empty.
     Registry::open(&config.store.path)?;
     Ok(Reader::new(config.store.path.clone()))
 }

@@ -1,7 +1,7 @@
 //! `fieldgate-hub` on the command line.
 //!
-//! Everything but `run` and `demo-ca` works on the database itself: it needs no token and no running hub, and a running
-//! hub notices within a second.
+//! Everything but `run` and `demo-ca` works on the database itself: it needs no token and no
+//! running hub, and a running hub notices within a second.
 
 mod manage;
 mod run;
@@ -9,6 +9,8 @@ mod run;
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, error::ErrorKind};
+
+use tracing::level_filters::LevelFilter;
 
 use super::config::{Config, ConfigError, DEFAULT_FILE};
 
@@ -42,13 +44,13 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn obey(arguments: &Arguments) -> anyhow::Result<()> {
     let config = || Config::load(&arguments.config);
-    match &arguments.command {
-        Command::Run => run::run(config()?),
-        Command::Gateway { command } => manage::gateway(&config()?, command),
-        Command::ApiToken { command } => manage::api_token(&config()?, command),
-        Command::Command { command } => manage::command(&config()?, command),
-        Command::Records { command } => manage::records(&config()?, command),
-        Command::DemoCa(wanted) => manage::demo_ca(wanted),
+    match &arguments.verb {
+        Verb::Run => run::run(config()?, arguments.log),
+        Verb::Gateway { command } => manage::gateway(&config()?, command),
+        Verb::ApiToken { command } => manage::api_token(&config()?, command),
+        Verb::Command { command } => manage::command(&config()?, command),
+        Verb::Records { command } => manage::records(&config()?, command),
+        Verb::DemoCa(wanted) => manage::demo_ca(wanted),
     }
 }
 
@@ -59,12 +61,15 @@ struct Arguments {
     /// The configuration.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_FILE)]
     config: PathBuf,
+    /// How much is logged: error, warn, info, debug or trace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    log: LevelFilter,
     #[command(subcommand)]
-    command: Command,
+    verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Verb {
     /// Serves until SIGTERM or SIGINT.
     Run,
     /// Who may connect as a gateway.

@@ -17,8 +17,8 @@ const WORKERS: usize = 2;
 /// The most questions to the database at once; more wait for their turn.
 const READERS: usize = 8;
 
-pub(super) fn run(config: Config) -> anyhow::Result<()> {
-    logging::start(LevelFilter::INFO);
+pub(super) fn run(config: Config, log: LevelFilter) -> anyhow::Result<()> {
+    logging::start(log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(READERS)

@@ -1,11 +1,12 @@
 //! What the hub keeps, and the one door to it.
 //!
-//! An [`Engine`] applies requests in groups: all of a group, durably, or none of it. It alone decides what is new:
-//! the position `(gateway, stream, epoch) -> next` moves in the same transaction as the append, so that a record is
-//! stored once, whoever sends it how often. [`Store`] runs an engine on a thread of its own and commits what many
-//! sessions ask for together.
+//! An [`Engine`] applies requests in groups: all of a group, durably, or none of it. It alone
+//! decides what is new: the position `(gateway, stream, epoch) -> next` moves in the same
+//! transaction as the append, so that a record is stored once, whoever sends it how often.
+//! [`Store`] runs an engine on a thread of its own and commits what many sessions ask for together.
 //!
-//! An engine must never answer before its commit, and never move a position for a session that a newer one replaced.
+//! An engine must never answer before its commit, and never move a position for a session that a
+//! newer one replaced.
 
 mod sqlite;
 mod thread;
@@ -28,10 +29,12 @@ pub trait Engine: Send + 'static {
     /// Applies the whole group in one durable step and answers each request, in order.
     ///
     /// # Errors
-    /// Nothing of the group is kept. The caller [`reopen`](Engine::reopen)s before it tries anything else.
+    /// Nothing of the group is kept. The caller [`reopen`](Engine::reopen)s before it tries
+    /// anything else.
     fn commit(&mut self, now_ms: u64, group: &[Request]) -> Result<Vec<Answer>, EngineError>;
 
-    /// Starts anew on what is durable, after a failed commit, and proves with a durable write that it works.
+    /// Starts anew on what is durable, after a failed commit, and proves with a durable write that
+    /// it works.
     ///
     /// # Errors
     /// As [`commit`](Engine::commit).

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Answer, Engine, EngineError, Request};
 
-/// How many requests may wait for the engine. At the bound a session waits, and stops reading its socket.
+/// How many requests may wait for the engine. At the bound a session waits, and stops reading its
+/// socket.
 const QUEUE: usize = 128;
 
 /// The most requests in one commit.
@@ -48,15 +49,23 @@ impl Store {
     /// # Errors
     /// The system refuses a thread.
     pub fn start(engine: impl Engine) -> std::io::Result<(Self, JoinHandle<()>)> {
+        Self::start_retrying(engine, RETRY_AFTER)
+    }
+
+    fn start_retrying(
+        engine: impl Engine,
+        retry_after: Duration,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (set_up, up) = watch::channel(true);
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || Worker { engine, queue, set_up, tried: None }.run())?;
+            .spawn(move || Worker { engine, queue, set_up, retry_after, tried: None }.run())?;
         Ok((Self { jobs, up }, thread))
     }
 
-    /// Hands a request over; waits while the queue is full. Requests of one caller are applied in their order.
+    /// Hands a request over; waits while the queue is full. Requests of one caller are applied in
+    /// their order.
     pub async fn submit(&self, request: Request, reply: Reply) {
         if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job { request, reply }).await {
             (job.reply)(Err(gone()));
@@ -91,6 +100,7 @@ struct Worker<E> {
     engine: E,
     queue: mpsc::Receiver<Job>,
     set_up: watch::Sender<bool>,
+    retry_after: Duration,
     /// When a failed engine was tried last; `None` while it works.
     tried: Option<Instant>,
 }
@@ -120,10 +130,11 @@ impl<E: Engine> Worker<E> {
         group
     }
 
-    /// The hub's own [`Request::Look`] comes twice a second, so that a failed engine is tried again without traffic.
+    /// The hub's own [`Request::Look`] comes twice a second, so that a failed engine is tried again
+    /// without traffic.
     fn is_usable(&mut self) -> bool {
         let Some(tried) = self.tried else { return true };
-        if tried.elapsed() < RETRY_AFTER {
+        if tried.elapsed() < self.retry_after {
             return false;
         }
         match self.engine.reopen() {
@@ -170,5 +181,73 @@ fn weight(request: &Request) -> usize {
     match request {
         Request::Apply { data, .. } => data.records.len(),
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails as often as it is told to.
+    struct Fragile {
+        failures: usize,
+    }
+
+    impl Engine for Fragile {
+        fn commit(&mut self, _: u64, group: &[Request]) -> Result<Vec<Answer>, EngineError> {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err(EngineError("disk full".into()));
+            }
+            Ok(vec![Answer::Done; group.len()])
+        }
+
+        fn reopen(&mut self) -> Result<(), EngineError> {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err(EngineError("still full".into()));
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_engine_refuses_and_comes_back() {
+        let engine = Fragile { failures: 2 };
+        let (store, thread) = Store::start_retrying(engine, Duration::ZERO).unwrap();
+        let up = store.up();
+        assert!(*up.borrow());
+        assert!(store.ask(Request::Look).await.is_err(), "the commit fails");
+        assert!(!*up.borrow(), "seen down by whoever got the refusal");
+        assert!(store.ask(Request::Look).await.is_err(), "the reopening fails");
+        assert!(store.ask(Request::Look).await.is_ok());
+        assert!(*up.borrow());
+        drop(store);
+        thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failed_engine_is_left_alone_for_a_while() {
+        let engine = Fragile { failures: 1 };
+        let (store, _thread) = Store::start_retrying(engine, Duration::from_secs(3600)).unwrap();
+        assert!(store.ask(Request::Look).await.is_err());
+        assert!(store.ask(Request::Look).await.is_err(), "it would work, and is not asked yet");
+    }
+
+    #[tokio::test]
+    async fn every_request_is_answered_in_its_order() {
+        let engine = Fragile { failures: 0 };
+        let (store, _thread) = Store::start(engine).unwrap();
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        for number in 0..1000 {
+            let sender = sender.clone();
+            let reply = Box::new(move |answer: Result<Answer, EngineError>| {
+                sender.send((number, answer.is_ok())).unwrap();
+            });
+            store.submit(Request::Look, reply).await;
+        }
+        for number in 0..1000 {
+            assert_eq!(answers.recv().await, Some((number, true)));
+        }
     }
 }

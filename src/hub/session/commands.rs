@@ -1,4 +1,5 @@
-//! Commands on their way to the gateway. The store is their queue: a session takes as many as the gateway bears at once.
+//! Commands on their way to the gateway. The store is their queue: a session takes as many as the
+//! gateway bears at once.
 
 use std::collections::HashSet;
 

@@ -1,8 +1,9 @@
 //! One gateway's connection, from `hello` to the close, as PROTOCOL.md says.
 //!
-//! Inputs are `handle_*`, outputs [`Session::poll_output`], time is an argument, and [`Session::poll_timeout`] says when
-//! it is wanted again. What is stored is decided by the engine; the session keeps only how far it has handed records on,
-//! so that a hole is answered at once and once.
+//! Inputs are `handle_*`, outputs [`Session::poll_output`], time is an argument, and
+//! [`Session::poll_timeout`] says when it is wanted again. What is stored is decided by the engine;
+//! the session keeps only how far it has handed records on, so that a hole is answered at once and
+//! once.
 //!
 //! A session must never acknowledge what the engine has not answered for.
 //!
@@ -21,7 +22,7 @@ use liveness::{Liveness, Verdict};
 use streams::Streams;
 
 use crate::{
-    hub::engine::{Answer, Applied, EngineError, Request, SessionId, StatusChange},
+    hub::engine::{Answer, EngineError, Request, SessionId, StatusChange},
     protocol::{
         self, Data, Decoded, Drain, ErrorMessage, GatewayMessage, Hello, HubLimits, HubMessage,
         Token, Welcome, Window, close,
@@ -31,7 +32,8 @@ use crate::{
 /// How many requests a session may have at the engine. At the bound its socket is not read.
 const MAX_OUTSTANDING: usize = 32;
 
-/// How many bytes of messages a session may have at the engine. At the bound its socket is not read.
+/// How many bytes of messages a session may have at the engine. At the bound its socket is not
+/// read.
 const MAX_OUTSTANDING_BYTES: usize = 2 << 20;
 
 /// How many epochs one `hello` may list, and one session open beside them.
@@ -274,7 +276,8 @@ impl Session {
         }
     }
 
-    /// Whether the engine works now. To be told after its answers too: a recovery may overtake the failures before it.
+    /// Whether the engine works now. To be told after its answers too: a recovery may overtake the
+    /// failures before it.
     pub fn handle_store(&mut self, up: bool) {
         if std::mem::replace(&mut self.store_up, up) == up || self.phase != Phase::Open {
             return;
@@ -312,8 +315,8 @@ impl Session {
         self.close(close::POLICY, "credential revoked");
     }
 
-    /// The hub is about to stop: the gateway is to come back after `retry_after` and a random part of `spread`.
-    /// What the engine was asked is still answered and acknowledged.
+    /// The hub is about to stop: the gateway is to come back after `retry_after` and a random part
+    /// of `spread`. What the engine was asked is still answered and acknowledged.
     pub fn handle_drain(&mut self, retry_after: Duration, spread: Duration) {
         if matches!(self.phase, Phase::Draining | Phase::Closed) {
             return;
@@ -362,7 +365,8 @@ impl Session {
         if self.phase == Phase::Closed {
             return None;
         }
-        // Acks wait for the queue to run dry, so that one answers for everything that was committed together.
+        // Acks wait for the queue to run dry, so that one answers for everything that was committed
+        // together.
         let ack = self.streams.poll_ack(self.store_up)?;
         Some(Output::Text(HubMessage::Ack(ack).to_json()))
     }
@@ -425,63 +429,6 @@ impl Session {
         self.outputs.push_back(Output::Welcomed);
     }
 
-    fn handle_data(&mut self, data: Data, bytes: usize) {
-        let end = data.seq.checked_add(data.records.len() as u64);
-        if data.seq == 0 || end.is_none_or(|end| end > MAX_SEQ) {
-            return self.break_off("seq is from 1 to 2^53");
-        }
-        if data.records.len() > self.options.limits.batch_records {
-            let most = self.options.limits.batch_records;
-            self.say_error("too_big", format!("a data message has at most {most} records"));
-            return self.close(close::TOO_BIG, "too many records in a message");
-        }
-        match self.streams.admit(&data.stream, data.epoch, data.seq, end.unwrap_or(MAX_SEQ)) {
-            streams::Admission::Pass => {}
-            streams::Admission::Discard => return,
-            streams::Admission::Gap(error) => return self.send(&HubMessage::Error(error)),
-            streams::Admission::TooMany => return self.break_off("too many epochs are open"),
-        }
-        let rejected = streams::rejected(&data, self.options.limits.record_bytes);
-        let data = Arc::new(data);
-        self.outputs.push_back(Output::Ask(Request::Apply {
-            session: self.id.clone(),
-            data: data.clone(),
-            rejected: rejected.clone(),
-        }));
-        self.asked_bytes += bytes;
-        self.asked.push_back(Asked::Apply { data, rejected, bytes });
-    }
-
-    fn handle_skip(&mut self, skip: protocol::Skip) {
-        if skip.from == 0 || skip.from >= skip.to || skip.to > MAX_SEQ {
-            return self.break_off("a skip has 1 <= from < to <= 2^53");
-        }
-        match self.streams.admit(&skip.stream, skip.epoch, skip.from, skip.to) {
-            streams::Admission::Pass => {}
-            streams::Admission::Discard => return,
-            streams::Admission::Gap(error) => return self.send(&HubMessage::Error(error)),
-            streams::Admission::TooMany => return self.break_off("too many epochs are open"),
-        }
-        let request = Request::Skip { session: self.id.clone(), skip: skip.clone() };
-        self.outputs.push_back(Output::Ask(request));
-        self.asked.push_back(Asked::Skip(skip));
-    }
-
-    fn handle_applied(
-        &mut self,
-        data: Arc<Data>,
-        mut rejected: Vec<(u64, &'static str)>,
-        applied: Applied,
-    ) {
-        let Applied { next, new_from, first_id, statuses } = applied;
-        self.streams.applied(&data.stream, data.epoch, next, &rejected);
-        rejected.retain(|(seq, _)| *seq >= new_from);
-        if new_from < data.seq + data.records.len() as u64 {
-            self.outputs.push_back(Output::Stored(Stored { data, rejected, new_from, first_id }));
-        }
-        self.handle_statuses(statuses);
-    }
-
     fn handle_statuses(&mut self, statuses: Vec<StatusChange>) {
         for status in &statuses {
             if status.state.is_final() {
@@ -493,7 +440,8 @@ impl Session {
         }
     }
 
-    /// Nothing of the request is stored: the gateway is paused, and asked again once the engine works.
+    /// Nothing of the request is stored: the gateway is paused, and asked again once the engine
+    /// works.
     fn handle_engine_failure(&mut self, asked: Asked) {
         match asked {
             // Without positions there is no welcome, and a wrong one would be a lie.

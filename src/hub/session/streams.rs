@@ -1,13 +1,13 @@
 //! How far each epoch is: handed to the engine, and acknowledged.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use super::MAX_EPOCHS;
+use super::{Asked, MAX_EPOCHS, MAX_SEQ, Output, Session, Stored};
 use crate::{
-    hub::engine::Held,
+    hub::engine::{Applied, Held, Request},
     protocol::{
-        Ack, Data, Epoch, ErrorMessage, Hello, HubMessage, Payload, Position, StreamName, Window,
-        WireBody,
+        Ack, Data, Epoch, ErrorMessage, Hello, HubMessage, Payload, Position, Skip, StreamName,
+        Window, WireBody, close,
     },
     record::{is_device_name, is_plain_json},
 };
@@ -127,8 +127,8 @@ impl Streams {
         }
     }
 
-    /// The engine sees a hole where this session saw none. Later messages that are under way fare alike and say nothing
-    /// more.
+    /// The engine sees a hole where this session saw none. Later messages that are under way fare
+    /// alike and say nothing more.
     pub(super) fn fell_back(
         &mut self,
         stream: &StreamName,
@@ -155,7 +155,8 @@ impl Streams {
         self.unprompted(false)
     }
 
-    /// The window opens again; where records were lost on the way to the engine, the gateway sends them again.
+    /// The window opens again; where records were lost on the way to the engine, the gateway sends
+    /// them again.
     pub(super) fn resume(&mut self) -> Vec<HubMessage> {
         let mut messages = self.unprompted(true);
         for ((stream, epoch), place) in &mut self.places {
@@ -195,8 +196,67 @@ impl Streams {
     }
 }
 
+impl Session {
+    pub(super) fn handle_data(&mut self, data: Data, bytes: usize) {
+        let end = data.seq.checked_add(data.records.len() as u64);
+        if data.seq == 0 || end.is_none_or(|end| end > MAX_SEQ) {
+            return self.break_off("seq is from 1 to 2^53");
+        }
+        if data.records.len() > self.options.limits.batch_records {
+            let most = self.options.limits.batch_records;
+            self.say_error("too_big", format!("a data message has at most {most} records"));
+            return self.close(close::TOO_BIG, "too many records in a message");
+        }
+        match self.streams.admit(&data.stream, data.epoch, data.seq, end.unwrap_or(MAX_SEQ)) {
+            Admission::Pass => {}
+            Admission::Discard => return,
+            Admission::Gap(error) => return self.send(&HubMessage::Error(error)),
+            Admission::TooMany => return self.break_off("too many epochs are open"),
+        }
+        let rejected = rejected(&data, self.options.limits.record_bytes);
+        let data = Arc::new(data);
+        self.outputs.push_back(Output::Ask(Request::Apply {
+            session: self.id.clone(),
+            data: data.clone(),
+            rejected: rejected.clone(),
+        }));
+        self.asked_bytes += bytes;
+        self.asked.push_back(Asked::Apply { data, rejected, bytes });
+    }
+
+    pub(super) fn handle_skip(&mut self, skip: Skip) {
+        if skip.from == 0 || skip.from >= skip.to || skip.to > MAX_SEQ {
+            return self.break_off("a skip has 1 <= from < to <= 2^53");
+        }
+        match self.streams.admit(&skip.stream, skip.epoch, skip.from, skip.to) {
+            Admission::Pass => {}
+            Admission::Discard => return,
+            Admission::Gap(error) => return self.send(&HubMessage::Error(error)),
+            Admission::TooMany => return self.break_off("too many epochs are open"),
+        }
+        let request = Request::Skip { session: self.id.clone(), skip: skip.clone() };
+        self.outputs.push_back(Output::Ask(request));
+        self.asked.push_back(Asked::Skip(skip));
+    }
+
+    pub(super) fn handle_applied(
+        &mut self,
+        data: Arc<Data>,
+        mut rejected: Vec<(u64, &'static str)>,
+        applied: Applied,
+    ) {
+        let Applied { next, new_from, first_id, statuses } = applied;
+        self.streams.applied(&data.stream, data.epoch, next, &rejected);
+        rejected.retain(|(seq, _)| *seq >= new_from);
+        if new_from < data.seq + data.records.len() as u64 {
+            self.outputs.push_back(Output::Stored(Stored { data, rejected, new_from, first_id }));
+        }
+        self.handle_statuses(statuses);
+    }
+}
+
 /// The records that are not taken, with the reason (PROTOCOL.md, section 4).
-pub(super) fn rejected(data: &Data, record_bytes: usize) -> Vec<(u64, &'static str)> {
+fn rejected(data: &Data, record_bytes: usize) -> Vec<(u64, &'static str)> {
     let mut rejected = Vec::new();
     for (seq, record) in (data.seq..).zip(&data.records) {
         let reason = match &record.body {

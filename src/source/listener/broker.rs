@@ -1,12 +1,12 @@
 //! The listener's core: clients, their sessions, and what each packet does. Sans-IO.
 //!
 //! Inputs are `handle_*`, outputs are taken after each: [`Broker::take_heard`] for the gateway,
-//! [`Broker::take_notices`], [`Broker::pop_woken`] for the connections that have something to write. It must never
-//! owe an acknowledgement for a publish that its client may not yet forget (promise 1), see
-//! [`receipts`](crate::source::receipts).
+//! [`Broker::take_notices`], [`Broker::pop_woken`] for the connections that have something to
+//! write. It must never owe an acknowledgement for a publish that its client may not yet forget
+//! (promise 1), see [`receipts`](crate::source::receipts).
 //!
-//! Local routing (client to client) is a convenience beside the main job: it is bounded, in memory, and drops the
-//! oldest at its bounds. What the gateway wants is never dropped here.
+//! Local routing (client to client) is a convenience beside the main job: it is bounded, in memory,
+//! and drops the oldest at its bounds. What the gateway wants is never dropped here.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,7 +36,8 @@ const MAX_FILTERS: usize = 256;
 /// How many levels a filter may have; a deeper one is refused in the SUBACK.
 const MAX_FILTER_LEVELS: usize = 32;
 
-/// How many sessions without a connection are kept; at the bound the one that left first is forgotten.
+/// How many sessions without a connection are kept; at the bound the one that left first is
+/// forgotten.
 const MAX_OFFLINE_SESSIONS: usize = 256;
 
 /// How long a session without a connection is kept.
@@ -45,7 +46,8 @@ const SESSION_EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Queued messages of all sessions together, in bytes.
 const SESSIONS_BYTES: usize = 8 * 1024 * 1024;
 
-/// QoS 2 publishes of one client between PUBLISH and PUBREL; a client that leaves more open is disconnected.
+/// QoS 2 publishes of one client between PUBLISH and PUBREL; a client that leaves more open is
+/// disconnected.
 const MAX_RECEIVED: usize = 1024;
 
 /// How a connection ended.
@@ -216,7 +218,8 @@ impl Broker {
         }
     }
 
-    /// A client sent a publish that is larger than the listener takes: it is accounted for, and thrown out after.
+    /// A client sent a publish that is larger than the listener takes: it is accounted for, and
+    /// thrown out after.
     pub(super) fn handle_too_large(&mut self, connection: u64) {
         let session = self.by_connection.get(&connection).and_then(|key| self.sessions.get(key));
         let device = session.filter(|session| session.is_named).map(|s| s.client_id.clone());
@@ -235,6 +238,17 @@ impl Broker {
         }
     }
 
+    /// All that a connection published is with the gateway. Whether its whole window waits there,
+    /// which the gateway is told: not sooner, or it would write all but the last of it.
+    pub(super) fn handle_forwarded(&mut self, connection: u64) -> bool {
+        let window = self.max_inflight;
+        let full = self.link(connection).is_some_and(|link| link.acks.len() >= window);
+        if full {
+            self.notices.push_back(Notice::Exhausted(self.source));
+        }
+        full
+    }
+
     /// All output taken so far by a connection was written to its socket.
     pub(super) fn handle_written(&mut self, connection: u64) {
         let Some(key) = self.by_connection.get(&connection) else { return };
@@ -246,7 +260,8 @@ impl Broker {
         session.pump(&mut self.budget);
     }
 
-    /// Time passed: sessions that were away for too long are forgotten. When to: every minute or so.
+    /// Time passed: sessions that were away for too long are forgotten. When to: every minute or
+    /// so.
     pub(super) fn handle_tick(&mut self, now: Instant) {
         let expired: Vec<u64> = self
             .sessions
@@ -258,7 +273,8 @@ impl Broker {
         expired.into_iter().for_each(|key| self.forget(key));
     }
 
-    /// Moves what a connection is to write into `writing`, which must be empty. False when the connection has ended.
+    /// Moves what a connection is to write into `writing`, which must be empty. False when the
+    /// connection has ended.
     pub(super) fn take_output(&mut self, connection: u64, writing: &mut BytesMut) -> bool {
         match self.link(connection) {
             Some(link) => {
@@ -269,8 +285,8 @@ impl Broker {
         }
     }
 
-    /// Whether a connection's next packet may be handled: its in-flight window, its outgoing bytes and the notices
-    /// have room.
+    /// Whether a connection's next packet may be handled: its in-flight window, its outgoing bytes
+    /// and the notices have room.
     pub(super) fn may_read(&mut self, connection: u64) -> bool {
         let (window, notices) = (self.max_inflight, self.notices.len());
         self.link(connection).is_some_and(|link| {
@@ -298,7 +314,8 @@ impl Broker {
         self.woken.pop()
     }
 
-    /// How many clients are connected, and how many messages between clients were dropped at a bound, ever.
+    /// How many clients are connected, and how many messages between clients were dropped at a
+    /// bound, ever.
     pub(super) fn account(&self) -> (usize, u64) {
         (self.by_connection.len(), self.dropped + self.retained.refused())
     }
@@ -308,9 +325,10 @@ impl Broker {
         self.notices.push_back(notice);
     }
 
-    /// A connection has something to write.
-    pub(super) fn wake(&mut self, connection: u64) {
-        self.woken.push(connection);
+    /// A session has something to write, if it is connected.
+    pub(super) fn wake_session(&mut self, key: u64) {
+        let link = self.sessions.get(&key).and_then(|session| session.link.as_ref());
+        self.woken.extend(link.map(|link| link.connection));
     }
 
     fn link(&mut self, connection: u64) -> Option<&mut Link> {
@@ -357,7 +375,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Notes the acknowledgement of a publish; the receipt that it waits for, unless it is `safe` at once.
+    /// Notes the acknowledgement of a publish; the receipt that it waits for, unless it is `safe`
+    /// at once.
     fn owe(&mut self, key: u64, connection: u64, ack: Ack, safe: bool) -> Option<Receipt> {
         let session = self.sessions.get_mut(&key)?;
         let link = session.link.as_mut()?;
@@ -365,9 +384,6 @@ impl Broker {
         if safe {
             session.pay_acks();
             return None;
-        }
-        if link.acks.len() >= self.max_inflight {
-            self.notices.push_back(Notice::Exhausted(self.source));
         }
         Some(Receipt { source: self.source, connection, number })
     }

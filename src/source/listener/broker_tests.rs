@@ -91,15 +91,17 @@ fn a_puback_waits_until_its_publish_is_safe_and_for_its_turn() {
     bench.publish(1, "devices/a", QoS::AtLeastOnce, 12);
     assert_eq!(bench.sent(1), []);
     assert!(!bench.broker.may_read(1), "the window is full");
-    assert!(bench.notices().contains(&"Exhausted(SourceId(0))".to_owned()));
     let heard = bench.heard();
+    bench.notices();
+    assert!(bench.broker.handle_forwarded(1));
+    assert_eq!(bench.notices(), ["Exhausted(SourceId(0))"]);
     let numbers: Vec<_> = heard.iter().map(|p| p.receipt.unwrap().number).collect();
     assert_eq!(numbers, [0, 2]);
     bench.broker.handle_safe(heard[1].receipt.unwrap());
     assert_eq!(bench.sent(1), []);
     bench.broker.handle_safe(heard[0].receipt.unwrap());
     assert_eq!(bench.sent(1), pubacks(&[10, 11, 12]));
-    assert!(bench.broker.may_read(1));
+    assert!(bench.broker.may_read(1) && !bench.broker.handle_forwarded(1));
     bench.broker.handle_safe(heard[0].receipt.unwrap());
     assert_eq!(bench.sent(1), []);
 }
@@ -283,16 +285,36 @@ fn a_command_goes_to_the_connected_device_and_its_puback_delivers_it() {
     bench.subscribe(1, "cmd/+", QoS::AtLeastOnce);
     bench.connect(2, "observer", true);
     bench.subscribe(2, "#", QoS::AtLeastOnce);
+    bench.connect(3, "plain", true);
+    bench.subscribe(3, "cmd/#", QoS::AtMostOnce);
     bench.notices();
     bench.deliver(70);
     let packets = bench.sent(1);
     let [Packet::Publish(command)] = &packets[..] else { panic!("{packets:?}") };
     assert_eq!(command.qos, QoS::AtLeastOnce);
     assert_eq!(bench.sent(2).len(), 1, "the observer sees it");
+    assert_eq!(bench.sent(3).len(), 1, "and so does a second device without PUBACK");
     assert!(bench.notices().is_empty());
     let ack = Packet::PubAck(v4::PubAck::new(command.pkid));
     bench.broker.handle_packet(1, ack).unwrap();
     assert_eq!(bench.notices(), ["Delivered { token: 70 }"]);
+}
+
+#[test]
+fn the_client_that_names_more_of_the_topic_is_the_device() {
+    let mut bench = Bench::new();
+    bench.connect(1, "dashboard", true);
+    bench.subscribe(1, "cmd/#", QoS::AtLeastOnce);
+    bench.connect(2, "a", true);
+    bench.subscribe(2, "cmd/a", QoS::AtLeastOnce);
+    bench.notices();
+    bench.deliver(1);
+    let qos = |packets: Vec<Packet>| match &packets[..] {
+        [Packet::Publish(publish)] => publish.qos,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(qos(bench.sent(1)), QoS::AtMostOnce);
+    assert_eq!(qos(bench.sent(2)), QoS::AtLeastOnce);
 }
 
 #[test]
@@ -331,4 +353,76 @@ fn a_second_connect_or_a_servers_packet_is_a_violation() {
     let packet = Packet::PubRec(v4::PubRec::new(1));
     assert!(bench.broker.handle_packet(1, packet).is_err());
     assert!(bench.broker.handle_packet(1, Packet::PingResp).is_err());
+}
+
+#[test]
+fn whatever_clients_do_the_books_balance() {
+    for seed in 1..=20_u64 {
+        let mut bench = Bench::new();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |limit: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % limit
+        };
+        let (mut next, mut receipts) = (0, Vec::new());
+        for _ in 0..3000 {
+            let connection = next - below(4).min(next);
+            let packet_id = below(30) as u16 + 1;
+            let topics = ["devices/a", "t", "t/x", "cmd/a", "$x"];
+            let topic = topics[below(5) as usize];
+            let packet = match below(12) {
+                0 => {
+                    next += 1;
+                    let will = LastWill::new("t", "w", QoS::AtLeastOnce, below(2) == 0);
+                    bench.connect_with(next, &format!("c{}", below(3)), below(2) == 0, Some(will));
+                    continue;
+                }
+                1 => {
+                    let end = [End::Disconnect, End::KeepAlive, End::Lost][below(3) as usize];
+                    bench.broker.handle_end(bench.now, connection, end);
+                    continue;
+                }
+                2 => {
+                    bench.deliver(below(50));
+                    continue;
+                }
+                3 | 4 => {
+                    receipts.extend(bench.heard().into_iter().filter_map(|heard| heard.receipt));
+                    receipts.drain(..).for_each(|receipt| bench.broker.handle_safe(receipt));
+                    bench.sent(connection);
+                    continue;
+                }
+                5 => {
+                    let filter = ["#", "t/#", "cmd/a", "+"][below(4) as usize];
+                    let mut subscribe = Subscribe::new(filter, mqtt_qos(below(3)));
+                    subscribe.pkid = packet_id;
+                    Packet::Subscribe(subscribe)
+                }
+                6 => Packet::Unsubscribe(v4::Unsubscribe { pkid: 1, topics: vec!["#".into()] }),
+                7 => Packet::PubRel(v4::PubRel::new(packet_id)),
+                8 | 9 => Packet::PubAck(v4::PubAck::new(packet_id)),
+                _ => {
+                    let payload = vec![b'x'; below(3) as usize * 9000];
+                    let mut publish = rumqttc::Publish::new(topic, mqtt_qos(below(3)), payload);
+                    (publish.pkid, publish.retain) = (packet_id, below(4) == 0);
+                    Packet::Publish(publish)
+                }
+            };
+            if bench.broker.may_read(connection) {
+                bench.broker.handle_packet(connection, packet).unwrap();
+            }
+        }
+        for connection in 0..=next {
+            bench.broker.handle_end(bench.now, connection, End::Disconnect);
+        }
+        bench.broker.handle_tick(bench.now + SESSION_EXPIRY);
+        assert!(bench.broker.sessions.is_empty() && bench.broker.by_client.is_empty());
+        assert_eq!(bench.broker.budget, SESSIONS_BYTES, "seed {seed}");
+    }
+}
+
+fn mqtt_qos(number: u64) -> QoS {
+    rumqttc::mqttbytes::qos(number as u8).unwrap()
 }

@@ -1,7 +1,8 @@
 //! One client's connection: bytes to packets for the [`Broker`], its output to bytes, deadlines.
 //!
-//! One task does both directions. Reading rests while the client's in-flight window is full or the gateway takes no
-//! more publishes; writing never rests, so that a PUBACK that falls due gets out and nothing can wait in a circle.
+//! One task does both directions. Reading rests while the client's in-flight window is full or the
+//! gateway takes no more publishes; writing never rests, so that a PUBACK that falls due gets out
+//! and nothing can wait in a circle.
 
 use std::{
     collections::VecDeque,
@@ -35,7 +36,8 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the last bytes may take when the listener stops, or a client is refused.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Publishes of one connection that may wait for the gateway's queue; at the bound the connection is not read.
+/// Publishes of one connection that may wait for the gateway's queue; at the bound the connection
+/// is not read.
 const HEARD: usize = 64;
 
 /// How many bytes are read at once, at least; the buffer grows only by what has arrived.
@@ -87,6 +89,7 @@ where
         read,
         starved: false,
         reading: true,
+        exhausted: false,
         writing: BytesMut::new(),
         heard,
         silence: (!silence.is_zero()).then_some(silence),
@@ -134,6 +137,8 @@ struct Connection<S> {
     starved: bool,
     /// The broker takes packets of this connection.
     reading: bool,
+    /// The gateway was told that this connection's whole window waits, and nothing came since.
+    exhausted: bool,
     writing: BytesMut,
     /// Publishes on their way to the gateway.
     heard: VecDeque<Publish>,
@@ -219,6 +224,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // The client could not be heard; its silence counts from now.
                 self.last_heard = Instant::now();
             }
+            if !self.reading && !self.exhausted && self.heard.is_empty() {
+                self.exhausted = broker.handle_forwarded(self.number);
+            }
             if self.writing.is_empty() {
                 // Taken even at the end: a DISCONNECT doesn't cancel the answers before it.
                 if !broker.take_output(self.number, &mut self.writing) {
@@ -240,7 +248,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             match wire::take_packet(&mut self.read) {
                 Ok(Some(Packet::Disconnect)) => return Ok(Some(End::Disconnect)),
-                Ok(Some(packet)) => broker.handle_packet(self.number, packet)?,
+                Ok(Some(packet)) => {
+                    self.exhausted = false;
+                    broker.handle_packet(self.number, packet)?;
+                }
                 Ok(None) => self.starved = true,
                 Err(violation) => {
                     if violation == Violation::TooLarge {
@@ -275,7 +286,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Some(if stuck { End::Lost } else { End::KeepAlive })
     }
 
-    /// Ends the connection: its last bytes, its socket, its session's link, then what the gateway has yet to hear.
+    /// Ends the connection: its last bytes, its socket, its session's link, then what the gateway
+    /// has yet to hear.
     async fn close(mut self, end: Option<End>) {
         let number = self.number;
         if end.is_none_or(|end| end == End::Disconnect) {
@@ -294,7 +306,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .await;
         }
         self.shared.unregister(number);
-        let Some(end) = end else { return };
+        let Some(end) = end else {
+            // Nobody need wait for a gateway that stops; QoS 1 publishes come again.
+            while let Some(publish) = self.heard.pop_front() {
+                if self.publishes.try_send(publish).is_err() {
+                    return;
+                }
+            }
+            return;
+        };
         self.shared.with(|broker| {
             broker.handle_end(Instant::now(), number, end);
             broker.take_heard(&mut self.heard);

@@ -1,16 +1,22 @@
 //! Commands: to whom one goes, and what is said of it.
 //!
-//! A command goes to the clients that are connected now and subscribed to its topic, and is never kept for one that is
-//! not. Only a subscriber that asked for the topic by name decides its fate: one whose filters all begin with a
-//! wildcard (`mosquitto_sub -t '#'`) is an observer, gets it at QoS 0, and its presence does not count as the device's.
-//! With several deciding subscribers the first PUBACK makes it `Delivered`. Where all of them were granted QoS 0 there
-//! is no PUBACK, and the command is delivered when it is written to one connection. Pure.
+//! A command goes to the clients that are connected now and subscribed to its topic, and is never
+//! kept for one that is not. Those whose filter names the most levels of the topic before its first
+//! wildcard decide its fate: they are the device. The others look on (`mosquitto_sub -t '#'`, a
+//! dashboard on `devices/#`), get it at QoS 0, and their PUBACK means nothing; a filter that begins
+//! with a wildcard never makes a device. The first PUBACK makes the command `Delivered`. Where all
+//! deciding clients were granted QoS 0 there is no PUBACK, and the command is delivered when it is
+//! written to one connection. Pure.
 
 use std::collections::HashMap;
 
 use rumqttc::QoS;
 
-use super::{broker::Broker, session::Session};
+use super::{
+    broker::Broker,
+    routes::higher,
+    session::{Session, Subscription},
+};
 use crate::{
     source::{Delivery, Notice},
     topic,
@@ -40,74 +46,82 @@ impl Deliveries {
     }
 }
 
-/// How a connected client follows a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Follows {
-    /// By a filter that begins with a wildcard.
-    Observer,
-    /// By name, at this QoS.
-    Device(QoS),
+/// A connected client that is subscribed to a command's topic.
+#[derive(Debug, Clone, Copy)]
+struct Follower {
+    session: u64,
+    /// How many levels its closest filter names before the first wildcard.
+    named_levels: usize,
+    /// The highest it was granted.
+    qos: QoS,
 }
 
 impl Broker {
     /// A command is to be delivered.
     pub(super) fn handle_deliver(&mut self, delivery: &Delivery) {
         let Delivery { token, topic, payload } = delivery;
-        let followers: Vec<(u64, Follows)> = self
+        let followers: Vec<Follower> = self
             .sessions
             .iter()
             .filter(|(_, session)| session.link.is_some())
-            .filter_map(|(key, session)| Some((*key, follows(session, topic)?)))
+            .filter_map(|(key, session)| Follower::of(*key, session, topic))
             .collect();
-        let decides = [QoS::AtLeastOnce, QoS::AtMostOnce].into_iter().find_map(|qos| {
-            let sent = self.send_to_devices(delivery, &followers, qos);
-            (sent > 0).then_some((Follows::Device(qos), sent))
-        });
-        let Some((decides, sent)) = decides else {
+        let closest = followers.iter().map(|follower| follower.named_levels).max().unwrap_or(0);
+        let (devices, mut onlookers): (Vec<Follower>, Vec<Follower>) = followers
+            .into_iter()
+            .partition(|follower| closest > 0 && follower.named_levels == closest);
+        let (acknowledging, silent): (Vec<Follower>, Vec<Follower>) =
+            devices.into_iter().partition(|device| device.qos >= QoS::AtLeastOnce);
+        let mut sent = self.send_command(delivery, &acknowledging);
+        if sent > 0 {
+            onlookers.extend(silent);
+        } else {
+            sent = self.send_command(delivery, &silent);
+        }
+        if sent == 0 {
             self.notify(Notice::Undelivered { token: *token });
             return;
-        };
+        }
         self.deliveries.open.insert(*token, sent);
-        for (key, follows) in followers {
-            let Some(session) = self.sessions.get_mut(&key) else { continue };
-            if follows != decides {
-                session.send_now(topic, payload);
-            }
-            let connection = session.link.as_ref().map(|link| link.connection);
-            connection.into_iter().for_each(|connection| self.wake(connection));
+        for onlooker in onlookers {
+            let Some(session) = self.sessions.get_mut(&onlooker.session) else { continue };
+            session.send_now(topic, payload);
+            self.wake_session(onlooker.session);
         }
     }
 
-    /// Sends to the devices that were granted `qos`, and counts them.
-    fn send_to_devices(
-        &mut self,
-        delivery: &Delivery,
-        followers: &[(u64, Follows)],
-        qos: QoS,
-    ) -> usize {
+    /// Sends the command to all of these, and counts those that had room for it.
+    fn send_command(&mut self, delivery: &Delivery, devices: &[Follower]) -> usize {
         let Delivery { token, topic, payload } = delivery;
-        let devices = followers.iter().filter(|(_, follows)| *follows == Follows::Device(qos));
-        let sent = devices.filter(|(key, _)| {
-            self.sessions
-                .get_mut(key)
-                .is_some_and(|session| session.send_command(*token, topic, payload, qos))
-        });
-        sent.count()
+        let mut sent = 0;
+        for device in devices {
+            let Some(session) = self.sessions.get_mut(&device.session) else { continue };
+            sent += usize::from(session.send_command(*token, topic, payload, device.qos));
+            self.wake_session(device.session);
+        }
+        sent
     }
 }
 
-fn follows(session: &Session, topic: &str) -> Option<Follows> {
-    let matching = session
-        .subscriptions
-        .iter()
-        .filter(|subscription| topic::filter_matches(&subscription.filter, topic));
-    matching.fold(None, |known, subscription| {
-        if subscription.filter.starts_with(['+', '#']) {
-            return known.or(Some(Follows::Observer));
-        }
-        match known {
-            Some(Follows::Device(QoS::AtLeastOnce)) => known,
-            _ => Some(Follows::Device(subscription.qos)),
-        }
-    })
+impl Follower {
+    fn of(key: u64, session: &Session, topic: &str) -> Option<Self> {
+        session
+            .subscriptions
+            .iter()
+            .filter(|subscription| topic::filter_matches(&subscription.filter, topic))
+            .map(|Subscription { filter, qos }| Self {
+                session: key,
+                named_levels: filter.split('/').take_while(|level| !is_wildcard(level)).count(),
+                qos: *qos,
+            })
+            .reduce(|one, other| Self {
+                session: key,
+                named_levels: one.named_levels.max(other.named_levels),
+                qos: higher(one.qos, other.qos),
+            })
+    }
+}
+
+fn is_wildcard(level: &str) -> bool {
+    matches!(level, "+" | "#")
 }

@@ -1,14 +1,14 @@
 //! MQTT 3.1.1 without a broker: devices connect straight to the gateway.
 //!
-//! A pure core ([`broker`], with `session`, `routes`, `retained`, `delivery`, and `wire` for the bytes) under a thin
-//! layer of IO (`connection`, and this file). The core is behind one mutex that is never held across a wait; on the
-//! gateway's single-threaded runtime nobody ever waits for it.
+//! A pure core (`broker`, with `session`, `routes`, `retained`, `delivery`, and `wire` for the
+//! bytes) under a thin layer of IO (`connection`, and this file). The core is behind one mutex that
+//! is never held across a wait; on the gateway's single-threaded runtime nobody ever waits for it.
 //!
 //! Why not a ready-made broker: none lets the PUBACK wait until the publish is safe.
 //!
-//! What it does not do: QoS 2 towards subscribers (QoS 1 is granted), keep sessions or retained messages over a
-//! restart, bridge. User name and password are taken and ignored: the plain address is a loopback one, and TLS clients
-//! show a certificate.
+//! What it does not do: QoS 2 towards subscribers (QoS 1 is granted), keep sessions or retained
+//! messages over a restart, bridge. User name and password are taken and ignored: the plain address
+//! is a loopback one, and TLS clients show a certificate.
 
 mod broker;
 mod connection;
@@ -44,8 +44,8 @@ use self::broker::Broker;
 use super::{NOTICE_QUEUE, Notice, Request, Sink};
 use crate::{config, record::Publish};
 
-/// Connections beyond `max_clients` that may be open before their CONNECT: room to refuse them in MQTT's own words.
-/// Still more stay in the kernel's backlog.
+/// Connections beyond `max_clients` that may be open before their CONNECT: room to refuse them in
+/// MQTT's own words. Still more stay in the kernel's backlog.
 const SPARE_CONNECTIONS: usize = 64;
 
 /// How long a TLS handshake may take.
@@ -72,8 +72,8 @@ pub struct Running {
 
 /// Binds the configured addresses, then serves clients in tasks of the current runtime.
 ///
-/// `interests` are the topic filters of what goes to `sink.publishes`. `tls` must be given when `config.tls` is; it is
-/// what asks clients for their certificate.
+/// `interests` are the topic filters of what goes to `sink.publishes`. `tls` must be given when
+/// `config.tls` is; it is what asks clients for their certificate.
 ///
 /// # Errors
 /// An address that can't be bound, named, with the remedy.
@@ -94,7 +94,7 @@ pub async fn start(
         (Some(_), None) => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "listener.tls_bind is set but no certificate was loaded; set cert_file and key_file",
+                "listener.tls_bind has no certificate loaded; set cert_file and key_file",
             ));
         }
         (None, _) => None,
@@ -326,7 +326,8 @@ impl Server {
     }
 }
 
-/// Hands the broker's notices on, in order; ends after the listener stopped and the last one is told.
+/// Hands the broker's notices on, in order; ends after the listener stopped and the last one is
+/// told.
 async fn tell(shared: Arc<Shared>, notices: mpsc::Sender<Notice>) {
     loop {
         let mut due = shared.with(Broker::take_notices);

@@ -1,7 +1,8 @@
 //! Retained messages: the last one of each topic, given to whoever subscribes later.
 //!
-//! They live in memory and end with the process: a device publishes its retained state again when it connects, and the
-//! records themselves are the spool's. At a bound the message is delivered live, but not kept.
+//! They live in memory and end with the process: a device publishes its retained state again when
+//! it connects, and the records themselves are the spool's. At a bound the message is delivered
+//! live, but not kept.
 //!
 //! Pure.
 
@@ -28,8 +29,9 @@ pub(super) struct Retained {
 }
 
 impl Retained {
-    /// Keeps a message in place of the topic's earlier one; an empty payload only removes that (MQTT-3.3.1-10).
-    /// False when it was not kept for lack of room; the earlier one, out of date, is gone all the same.
+    /// Keeps a message in place of the topic's earlier one; an empty payload only removes that
+    /// (MQTT-3.3.1-10). False when it was not kept for lack of room; the earlier one, out of date,
+    /// is gone all the same.
     pub(super) fn set(&mut self, topic: &str, qos: QoS, payload: &[u8]) -> bool {
         if let Some((_, old)) = self.messages.remove(topic) {
             self.bytes -= old.cost();
@@ -37,7 +39,8 @@ impl Retained {
         if payload.is_empty() {
             return true;
         }
-        // A copy of its own: the payload is a part of the connection's read buffer, which it would keep alive.
+        // A copy of its own: the payload is a part of the connection's read buffer, which it would
+        // keep alive.
         let message = Message { topic: topic.to_owned(), payload: Bytes::copy_from_slice(payload) };
         if self.messages.len() >= MAX_RETAINED || self.bytes + message.cost() > MAX_RETAINED_BYTES {
             self.refused += 1;

@@ -1,7 +1,8 @@
 //! Where a publish goes: whether the gateway wants it, and which sessions subscribed to it.
 //!
-//! Matching every filter against every publish would cost a busy gateway more than all else, and devices publish to
-//! the same few topics: the answer is kept per topic, and forgotten when any subscription changes. Pure.
+//! Matching every filter against every publish would cost a busy gateway more than all else, and
+//! devices publish to the same few topics: the answer is kept per topic, and forgotten when any
+//! subscription changes. Pure.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,7 +22,8 @@ const MAX_ROUTE_TOPIC_BYTES: usize = 256;
 pub(super) struct Route {
     /// The gateway wants it.
     pub(super) interesting: bool,
-    /// Sessions, each once however many of its filters match, with the highest QoS that those were granted.
+    /// Sessions, each once however many of its filters match, with the highest QoS that those were
+    /// granted.
     pub(super) sessions: Vec<(u64, QoS)>,
 }
 
@@ -67,7 +69,8 @@ impl Routes {
     }
 }
 
-fn higher(one: QoS, other: QoS) -> QoS {
+/// The higher of two.
+pub(super) fn higher(one: QoS, other: QoS) -> QoS {
     if one >= other { one } else { other }
 }
 

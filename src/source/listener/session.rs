@@ -1,11 +1,12 @@
-//! One client's session: what it subscribed to, what waits for it, and, while it is connected, what it is owed.
+//! One client's session: what it subscribed to, what waits for it, and, while it is connected, what
+//! it is owed.
 //!
-//! A session with `clean_session = false` outlives its connection, in memory: subscriptions, messages queued for it and
-//! messages in flight, which are sent again with DUP, in order, when it comes back. A command never outlives the
-//! connection it was sent on.
+//! A session with `clean_session = false` outlives its connection, in memory: subscriptions,
+//! messages queued for it and messages in flight, which are sent again with DUP, in order, when it
+//! comes back. A command never outlives the connection it was sent on.
 //!
-//! Bounds: [`QUEUE_MESSAGES`] and [`QUEUE_BYTES`] per session, the shared budget over all of them. At a bound the
-//! session's oldest queued message is dropped and counted. Pure.
+//! Bounds: [`QUEUE_MESSAGES`] and [`QUEUE_BYTES`] per session, the shared budget over all of them.
+//! At a bound the session's oldest queued message is dropped and counted. Pure.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,7 +32,8 @@ pub(super) const WINDOW: usize = 16;
 /// How many commands may wait for one client's PUBACK; more are `Undelivered`.
 const MAX_COMMANDS: usize = 64;
 
-/// From here on a client's outgoing bytes wait in its queue (QoS 1) or are dropped (QoS 0), and it is not read.
+/// From here on a client's outgoing bytes wait in its queue (QoS 1) or are dropped (QoS 0), and it
+/// is not read.
 pub(super) const OUTBOX_BYTES: usize = 64 * 1024;
 
 /// A message on its way from one client to others.
@@ -130,7 +132,8 @@ impl Session {
         }
     }
 
-    /// Joins a connection to the session; `connack` goes first, then what was in flight, again and in order.
+    /// Joins a connection to the session; `connack` goes first, then what was in flight, again and
+    /// in order.
     pub(super) fn connect(&mut self, connection: u64, connack: BytesMut, budget: &mut usize) {
         let mut outbox = connack;
         for (packet_id, sent) in &self.in_flight {
@@ -151,8 +154,8 @@ impl Session {
 
     /// Parts the session from its connection and names the commands whose fate is now unknown.
     ///
-    /// QoS 2 publishes that were not safe yet are forgotten: the client sends them again, and they are taken again,
-    /// because a duplicate can be told and a loss can't.
+    /// QoS 2 publishes that were not safe yet are forgotten: the client sends them again, and they
+    /// are taken again, because a duplicate can be told and a loss can't.
     pub(super) fn disconnect(&mut self, now: Instant) -> Vec<u64> {
         let Some(link) = self.link.take() else { return Vec::new() };
         for ack in link.acks.unpaid() {
@@ -188,7 +191,8 @@ impl Session {
         }
     }
 
-    /// Queues a message and sends what can be sent. Gives how many messages were dropped for lack of room.
+    /// Queues a message and sends what can be sent. Gives how many messages were dropped for lack
+    /// of room.
     pub(super) fn enqueue(&mut self, queued: Queued, budget: &mut usize) -> u64 {
         let cost = queued.message.cost();
         let mut dropped = 0;
@@ -247,8 +251,8 @@ impl Session {
         true
     }
 
-    /// A PUBACK came; gives the command it was for, if it was for one. An unknown identifier is let pass: it may
-    /// answer a command of an earlier connection.
+    /// A PUBACK came; gives the command it was for, if it was for one. An unknown identifier is let
+    /// pass: it may answer a command of an earlier connection.
     pub(super) fn handle_puback(&mut self, packet_id: u16, budget: &mut usize) -> Option<u64> {
         let place = self.in_flight.iter().position(|(id, _)| *id == packet_id)?;
         let (_, sent) = self.in_flight.remove(place)?;
@@ -283,7 +287,8 @@ impl Session {
 }
 
 impl Link {
-    /// Moves the outgoing bytes into `writing`, which must be empty, and leaves its memory behind for the next ones.
+    /// Moves the outgoing bytes into `writing`, which must be empty, and leaves its memory behind
+    /// for the next ones.
     pub(super) fn take_outbox(&mut self, writing: &mut BytesMut) {
         self.taken += self.outbox.len() as u64;
         std::mem::swap(&mut self.outbox, writing);

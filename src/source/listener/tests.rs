@@ -125,7 +125,6 @@ async fn a_flood_waits_for_the_gateway_and_nothing_waits_in_a_circle() {
             until(&mut eventloop, |packet| matches!(packet, Packet::PubAck(_))).await;
         }
     });
-    bench.notice("Exhausted").await;
     for number in 0..500 {
         let publish = bench.hear().await;
         assert_eq!(publish.payload, number.to_string().as_bytes());
@@ -133,6 +132,22 @@ async fn a_flood_waits_for_the_gateway_and_nothing_waits_in_a_circle() {
         while bench.notices.try_recv().is_ok() {}
     }
     timeout(PATIENCE, device).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_window_that_waits_as_a_whole_is_told_after_its_publishes() {
+    let mut bench = Bench::start(2).await;
+    let (client, mut eventloop) = bench.device("full");
+    for number in 0..3 {
+        client.try_publish("devices/f", QoS::AtLeastOnce, false, number.to_string()).unwrap();
+    }
+    let device = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
+    for _ in 0..2 {
+        bench.notice("Exhausted").await;
+        let publish = bench.publishes.try_recv().expect("it was handed on before the notice");
+        bench.ask(Request::Safe(publish.receipt.unwrap()));
+    }
+    device.abort();
 }
 
 #[tokio::test]
@@ -240,4 +255,108 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
     assert_eq!(answer(&mut stream).await, b"\x20\x02\x00\x00");
     let Notice::Death { reason, .. } = bench.notice("Death").await else { unreachable!() };
     assert_eq!(reason, "keep alive");
+}
+
+/// A key and a certificate for 127.0.0.1 that is its own trust anchor, for both sides. rcgen comes
+/// with the hub.
+#[cfg(feature = "hub")]
+fn tls() -> (Arc<rustls::ServerConfig>, rustls::RootCertStore, Certificate) {
+    use rustls::{pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let certificate = pair.cert.der().clone();
+    let key = pair.signing_key.serialize_der();
+    let key = move || PrivateKeyDer::try_from(key.clone()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let anchors = Arc::new(roots.clone());
+    let verifier = WebPkiClientVerifier::builder_with_provider(anchors, Arc::clone(&provider));
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![certificate.clone()], key())
+        .unwrap();
+    (Arc::new(server), roots, Certificate { certificate, key: Box::new(key) })
+}
+
+#[cfg(feature = "hub")]
+struct Certificate {
+    certificate: rustls::pki_types::CertificateDer<'static>,
+    key: Box<dyn Fn() -> rustls::pki_types::PrivateKeyDer<'static>>,
+}
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn over_tls_a_device_needs_its_certificate() {
+    let (server, roots, own) = tls();
+    let (publishes, mut heard) = mpsc::channel(4);
+    let (notices, mut told) = mpsc::channel(NOTICES);
+    let config = config::Listener {
+        bind: None,
+        tls: Some(config::ListenerTls {
+            bind: ([127, 0, 0, 1], 0).into(),
+            cert_file: "unused".into(),
+            key_file: "unused".into(),
+            client_ca_file: "unused".into(),
+        }),
+        max_clients: 2,
+        max_inflight: 2,
+    };
+    let sink = Sink { source: SourceId(0), publishes, notices };
+    let without = start(&config, Vec::new(), None, sink.clone()).await.unwrap_err();
+    assert!(without.to_string().contains("set cert_file and key_file"), "{without}");
+    let running = start(&config, vec!["#".into()], Some(server), sink).await.unwrap();
+    let device = |certificate: Option<&Certificate>| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone());
+        let client = match certificate {
+            Some(own) => {
+                client.with_client_auth_cert(vec![own.certificate.clone()], (own.key)()).unwrap()
+            }
+            None => client.with_no_client_auth(),
+        };
+        let mut options = MqttOptions::new("d", "127.0.0.1", running.tls.unwrap().port());
+        options.set_transport(rumqttc::Transport::tls_with_config(client.into()));
+        AsyncClient::new(options, 10)
+    };
+    let (_client, mut eventloop) = device(None);
+    assert!(timeout(PATIENCE, eventloop.poll()).await.unwrap().is_err());
+    let (client, mut eventloop) = device(Some(&own));
+    client.try_publish("t", QoS::AtMostOnce, false, "over TLS").unwrap();
+    until_outgoing(&mut eventloop).await;
+    assert_eq!(&timeout(PATIENCE, heard.recv()).await.unwrap().unwrap().payload[..], b"over TLS");
+    running.requests.send(Request::Stop).unwrap();
+    timeout(PATIENCE, running.task).await.unwrap().unwrap();
+    let mut last = String::new();
+    while let Some(notice) = told.recv().await {
+        last = format!("{notice:?}");
+    }
+    assert!(last.contains("up: false"), "{last}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_stops_being_read_and_keeps_nobody_waiting() {
+    let mut bench = Bench::start(8).await;
+    let mut lazy = bench.raw().await;
+    let subscribe = b"\x82\x07\x00\x01\x00\x02t0\x00";
+    lazy.write_all(&[CONNECT, subscribe].concat()).await.unwrap();
+    let mut answered = [0; 9];
+    lazy.read_exact(&mut answered).await.unwrap();
+    assert_eq!(&answered[4..], b"\x90\x03\x00\x01\x00");
+    // 32 MB of QoS 0 for it: far more than its outgoing bytes may be.
+    let (client, mut eventloop) = bench.device("busy");
+    let device = tokio::spawn(async move {
+        for _ in 0..512 {
+            client.publish("t0", QoS::AtMostOnce, false, vec![0; 65_000]).await.unwrap();
+        }
+        client.publish("devices/busy", QoS::AtMostOnce, false, "done").await.unwrap();
+    });
+    let polling = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
+    assert_eq!(&bench.hear().await.payload[..], b"done");
+    device.await.unwrap();
+    polling.abort();
 }

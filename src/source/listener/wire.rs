@@ -1,8 +1,9 @@
 //! MQTT 3.1.1 packets as the listener reads and writes them.
 //!
-//! Framing and most packets are rumqttc's codec; in front of it stand the checks that it leaves out (fixed header
-//! flags, lengths that don't fit, identifiers of 0), because the bytes come from anybody. CONNECT is read here: the
-//! codec can't tell an older or newer protocol level from noise, and takes no binary password.
+//! Framing and most packets are rumqttc's codec; in front of it stand the checks that it leaves out
+//! (fixed header flags, lengths that don't fit, identifiers of 0), because the bytes come from
+//! anybody. CONNECT is read here: the codec can't tell an older or newer protocol level from noise,
+//! and takes no binary password.
 //!
 //! Must never allocate by a declared length, and never panic. Pure.
 
@@ -11,10 +12,12 @@ use rumqttc::{LastWill, Packet, QoS, mqttbytes};
 
 use crate::topic;
 
-/// The largest packet a connected client may send, in bytes after the fixed header: 1 MiB of payload and its topic.
+/// The largest packet a connected client may send, in bytes after the fixed header: 1 MiB of
+/// payload and its topic.
 pub(super) const MAX_PACKET_BYTES: usize = 1024 * 1024 + 65_535 + 4;
 
-/// The largest CONNECT, before anything is known of the client: room for a modest will, not for a flood.
+/// The largest CONNECT, before anything is known of the client: room for a modest will, not for a
+/// flood.
 pub(super) const MAX_CONNECT_BYTES: usize = 128 * 1024;
 
 /// Why a connection is ended.
@@ -34,7 +37,8 @@ pub(super) enum Violation {
     Level(u8),
 }
 
-/// A CONNECT. Who the client says it is with a password is not kept: the listener has no users file to check it by.
+/// A CONNECT. Who the client says it is with a password is not kept: the listener has no users file
+/// to check it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Connect {
     /// May be empty.

@@ -1,6 +1,6 @@
 //! Drives rumqttc's event loop over one connection.
 
-use std::mem;
+use std::{collections::BTreeSet, mem};
 
 use rumqttc::{
     ConnectReturnCode, ConnectionError, Event, EventLoop, Packet, Publish, QoS, StateError,
@@ -25,11 +25,11 @@ pub(super) enum Heard {
 
 /// Polls until the connection is lost. A full `heard` stops the polling, and thereby the reading.
 ///
-/// `released`: a PUBREL that comes on another connection than its PUBLISH is an error to rumqttc, which would end every
-/// connection from then on. The next one is told of the identifier first.
+/// `released`: a PUBREL that comes on another connection than its PUBLISH is an error to rumqttc,
+/// which would end every connection from then on. The next one is told of the identifier first.
 pub(super) async fn poll(
     mut eventloop: EventLoop,
-    mut released: Option<u16>,
+    released: BTreeSet<u16>,
     heard: mpsc::Sender<Heard>,
 ) {
     eventloop.network_options.set_tcp_nodelay(true);
@@ -38,14 +38,15 @@ pub(super) async fn poll(
         match eventloop.poll().await {
             Ok(event) => {
                 if let Event::Incoming(Packet::ConnAck(_)) = event {
-                    released.take().into_iter().for_each(|id| expect_release(&mut eventloop, id));
+                    released.iter().for_each(|id| expect_release(&mut eventloop, *id));
                 }
                 if heard.send(Heard::Event(event)).await.is_err() {
                     return;
                 }
             }
             Err(error) => {
-                // What happened before the error and was not yielded yet. QoS 1 and 2 publishes come again.
+                // What happened before the error and was not yielded yet. QoS 1 and 2 publishes
+                // come again.
                 for event in mem::take(&mut eventloop.state.events) {
                     let again = matches!(
                         &event,

@@ -182,7 +182,7 @@ impl Bench {
 
 #[tokio::test]
 async fn what_was_not_safe_comes_again_after_a_crash_and_nothing_is_subscribed_twice() {
-    let mosquitto = Mosquitto::start("");
+    let mosquitto = Mosquitto::start("max_inflight_messages 3");
     let folder = tempfile::tempdir().unwrap();
     mosquitto.publish("devices/a/state", &["kept"], true).await;
     let mut bench = Bench::start(&mosquitto.config(), folder.path(), &["devices/#"]);
@@ -294,7 +294,8 @@ async fn refused_credentials_and_a_missing_password_file_say_what_to_do() {
 #[tokio::test]
 async fn a_refused_subscription_is_loud() {
     let folder = tempfile::tempdir().unwrap();
-    // mosquitto checks its access list when it delivers, not at SUBSCRIBE, so the refusal is given by hand.
+    // mosquitto checks its access list when it delivers, not at SUBSCRIBE, so the refusal is given
+    // by hand.
     let (notices_in, mut notices) = mpsc::channel(8);
     let (publishes, _) = mpsc::channel(1);
     let sink = Sink { source: SourceId(0), publishes, notices: notices_in };
@@ -309,11 +310,11 @@ async fn a_refused_subscription_is_loud() {
         connection: 1,
         backlog: VecDeque::new(),
         told: None,
-        released: None,
+        released: BTreeSet::new(),
     };
     let (client, _eventloop) = AsyncClient::new(source.options().unwrap(), 10);
     let mut link = Link::new(client);
-    source.subscribe(&mut link, false).unwrap();
+    source.subscribe(&mut link, false);
     let codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce), SubscribeReasonCode::Failure];
     let suback = Packet::SubAck(rumqttc::SubAck::new(1, codes));
     source.handle_event(&mut link, Event::Incoming(suback)).await.unwrap();
@@ -324,8 +325,9 @@ async fn a_refused_subscription_is_loud() {
 
 #[tokio::test]
 async fn a_qos_2_publish_is_released_on_a_later_connection() {
-    // Another program may have left the session with a QoS 2 subscription. rumqttc ends the connection at a PUBREL
-    // whose PUBLISH came on an earlier one, and mosquitto sends that PUBREL on every connection: a loop for ever.
+    // Another program may have left the session with a QoS 2 subscription. rumqttc ends the
+    // connection at a PUBREL whose PUBLISH came on an earlier one, and mosquitto sends that PUBREL
+    // on every connection: a loop for ever.
     let mosquitto = Mosquitto::start("");
     let mut options = MqttOptions::new("fieldgate-gw-1", "127.0.0.1", mosquitto.port);
     options.set_clean_session(false).set_manual_acks(true);
@@ -357,4 +359,39 @@ fn the_wait_doubles_and_is_bounded() {
     assert!(backoff(0, 0) >= BACKOFF.0 / 2 && backoff(0, u64::MAX) <= BACKOFF.0);
     assert!(backoff(3, 999) > backoff(1, 0));
     assert!(backoff(u32::MAX, 999) <= BACKOFF.1);
+}
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn over_tls_the_broker_sees_our_certificate() {
+    use rustls::pki_types::PrivateKeyDer;
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    std::fs::write(path("cert"), pair.cert.pem()).unwrap();
+    std::fs::write(path("key"), pair.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (path("cert"), path("key"));
+    let mosquitto = Mosquitto::start(&format!(
+        "cafile {cert}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true"
+    ));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).unwrap();
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![pair.cert.der().clone()], key)
+        .unwrap();
+    let mut config = mosquitto.config();
+    config.tls = true;
+    let (publishes, _heard) = mpsc::channel(8);
+    let (notices_in, notices) = mpsc::channel(64);
+    let sink = Sink { source: SourceId(0), publishes, notices: notices_in };
+    let state = files.path().join("subscriptions");
+    let running = start(&config, "gw-1", vec!["a/#".into()], Some(Arc::new(tls)), state, sink);
+    let mut bench = Bench { running, publishes: mpsc::channel(1).1, notices };
+    bench.notice("subscribed").await;
+    bench.stop().await;
 }

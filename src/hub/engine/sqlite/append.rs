@@ -41,7 +41,8 @@ impl Group<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The position of an epoch that `hello` lists; a new one begins where the gateway's records do.
+    /// The position of an epoch that `hello` lists; a new one begins where the gateway's records
+    /// do.
     pub(super) fn resume(
         &mut self,
         session: &SessionId,
@@ -52,8 +53,9 @@ impl Group<'_> {
         match known {
             Some(next) if next >= held.first => Ok(next),
             Some(next) => {
-                // The gateway let go of records that this store does not have: it was restored from a backup. They
-                // are lost, and the gateway can't say so; without this line it would be asked for them for ever.
+                // The gateway let go of records that this store does not have: it was restored from
+                // a backup. They are lost, and the gateway can't say so; without this line it would
+                // be asked for them for ever.
                 self.lose(
                     session,
                     gateway,

@@ -1,7 +1,7 @@
 //! Commands, from their creation to their final state.
 //!
-//! `sent_ms` is durable before a command leaves: what was never sent the hub may end by itself, of all else only the
-//! gateway can say how it ended.
+//! `sent_ms` is durable before a command leaves: what was never sent the hub may end by itself, of
+//! all else only the gateway can say how it ended.
 
 use std::sync::Arc;
 
@@ -122,7 +122,8 @@ impl Group<'_> {
         Ok(Answer::Commands { commands, cancels, more })
     }
 
-    /// What was sent and has no final state; what the gateway spoke of goes first, for it waits for that.
+    /// What was sent and has no final state; what the gateway spoke of goes first, for it waits for
+    /// that.
     pub(super) fn sent_commands(&self, gateway: i64) -> Result<Vec<Pending>, EngineError> {
         let commands = self.pending(
             &format!(

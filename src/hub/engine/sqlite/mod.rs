@@ -155,7 +155,8 @@ impl Group<'_> {
         }
     }
 
-    /// Lets in only the newest session of a gateway: what a replaced one still sends is sent again by the newer.
+    /// Lets in only the newest session of a gateway: what a replaced one still sends is sent again
+    /// by the newer.
     fn admit(&mut self, session: &SessionId) -> Result<Result<Numbers, Answer>, EngineError> {
         if self.sessions.get(&session.gateway) != Some(&session.number) {
             return Ok(Err(Answer::Superseded));

@@ -1,4 +1,5 @@
-//! Questions to the database, on connections of their own: the log lets them read beside the engine's commits.
+//! Questions to the database, on connections of their own: the log lets them read beside the
+//! engine's commits.
 
 use std::{
     path::PathBuf,

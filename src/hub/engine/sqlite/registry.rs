@@ -1,4 +1,5 @@
-//! Who may connect: gateways and API tokens. The command line changes this beside a running hub, which notices.
+//! Who may connect: gateways and API tokens. The command line changes this beside a running hub,
+//! which notices.
 
 use std::path::Path;
 
@@ -46,8 +47,8 @@ impl Registry {
         Ok(Self { db: schema::open(path)? })
     }
 
-    /// Adds a gateway, or gives a known one a new token and lets it in again. Without a token it comes with a
-    /// certificate.
+    /// Adds a gateway, or gives a known one a new token and lets it in again. Without a token it
+    /// comes with a certificate.
     ///
     /// # Errors
     /// The database can't be written.

@@ -5,8 +5,8 @@ use rusqlite::params;
 use super::{Group, schema::ID_BITS};
 use crate::hub::engine::{Answer, EngineError};
 
-/// The most rows that one visit deletes of one gateway, and of each other table. At 2 looks a second a lone gateway
-/// may send 20,000 records per second before its retention falls behind.
+/// The most rows that one visit deletes of one gateway, and of each other table. At 2 looks a
+/// second a lone gateway may send 20,000 records per second before its retention falls behind.
 const ROWS_AT_ONCE: i64 = 10_000;
 
 /// How many gateways one look visits.

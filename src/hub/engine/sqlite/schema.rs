@@ -1,7 +1,8 @@
 //! The database: its tables, and how a connection is opened.
 //!
-//! `records.key` is `gateway << 40 | id`: one B-tree, appended at one place per gateway, and a page of a gateway's
-//! records is a range of it. So there are at most 2^23 gateways and 2^40 records of each, ever.
+//! `records.key` is `gateway << 40 | id`: one B-tree, appended at one place per gateway, and a page
+//! of a gateway's records is a range of it. So there are at most 2^23 gateways and 2^40 records of
+//! each, ever.
 //!
 //! Epochs are the 64 bits of the wire, as SQLite's signed integers. Times are Unix milliseconds.
 

@@ -74,13 +74,8 @@ impl Bench {
     }
 
     fn skip(&mut self, number: u64, from: u64, to: u64) -> Answer {
-        let skip = Skip {
-            stream: telemetry(),
-            epoch: epoch(E1),
-            from,
-            to,
-            reason: "evicted".into(),
-        };
+        let skip =
+            Skip { stream: telemetry(), epoch: epoch(E1), from, to, reason: "evicted".into() };
         self.ask(Request::Skip { session: session(number), skip })
     }
 
@@ -372,8 +367,12 @@ fn only_what_was_never_sent_the_hub_ends_by_itself() {
     let ended: Vec<&str> = expired.iter().map(|change| change.id.as_str()).collect();
     assert_eq!(ended, ["c3"], "c2 was sent: only the gateway knows");
     let failure = Failure { code: "too_large".into(), message: String::new() };
-    let finish =
-        Request::FinishCommand { session: session(1), id: id("c2"), state: State::Rejected, failure };
+    let finish = Request::FinishCommand {
+        session: session(1),
+        id: id("c2"),
+        state: State::Rejected,
+        failure,
+    };
     assert!(matches!(bench.ask(finish), Answer::Ended { statuses } if statuses.len() == 1));
 }
 

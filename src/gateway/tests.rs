@@ -1,0 +1,585 @@
+//! The core with the real spool on a disk in memory, and a hub that keeps to PROTOCOL.md, driven by one seed: links are
+//! cut, acks lost, writes fail, the gateway crashes. A failing seed is printed and replays.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    rc::Rc,
+};
+
+use super::*;
+use crate::{
+    command::{CommandId, State},
+    protocol::{Ack, CommandMessage, GatewayMessage, Skip, WireBody, from_gateway},
+    spool::{Disk, DiskFile, Limits, Spool, journal::Journal},
+};
+
+const SEEDS: u64 = 400;
+const STEPS: usize = 400;
+
+#[derive(Debug, Clone, Default)]
+struct MemoryDisk(Rc<RefCell<Medium>>);
+
+#[derive(Debug, Default)]
+struct Medium {
+    files: BTreeMap<String, Rc<RefCell<Vec<u8>>>>,
+    /// How many more writes and syncs succeed; `None`: all.
+    failing_after: Option<u32>,
+}
+
+#[derive(Debug)]
+struct MemoryFile(Rc<RefCell<Vec<u8>>>, MemoryDisk);
+
+impl MemoryDisk {
+    fn spend(&self) -> io::Result<()> {
+        match &mut self.0.borrow_mut().failing_after {
+            Some(0) => Err(io::Error::other("the simulated disk fails")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Disk for MemoryDisk {
+    type File = MemoryFile;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.borrow().files.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str) -> io::Result<MemoryFile> {
+        self.spend()?;
+        let content = Rc::new(RefCell::new(Vec::new()));
+        self.0.borrow_mut().files.insert(name.into(), content.clone());
+        Ok(MemoryFile(content, self.clone()))
+    }
+
+    fn open(&self, name: &str) -> io::Result<MemoryFile> {
+        let file = self.0.borrow().files.get(name).cloned();
+        file.map(|content| MemoryFile(content, self.clone())).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.borrow_mut().files.remove(name);
+        Ok(())
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.spend()?;
+        let content = Rc::new(RefCell::new(content.to_vec()));
+        self.0.borrow_mut().files.insert(name.into(), content);
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.spend()
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.borrow().len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let content = self.0.borrow();
+        let from = (offset as usize).min(content.len());
+        let len = buffer.len().min(content.len() - from);
+        buffer[..len].copy_from_slice(&content[from..from + len]);
+        Ok(len)
+    }
+
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let failed = self.1.spend();
+        let written = if failed.is_err() { bytes.len() / 2 } else { bytes.len() };
+        let mut content = self.0.borrow_mut();
+        let end = offset as usize + written;
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[offset as usize..end].copy_from_slice(&bytes[..written]);
+        failed
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.1.spend()?;
+        self.0.borrow_mut().truncate(len as usize);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.1.spend()
+    }
+}
+
+/// A hub that keeps to the protocol, and checks that the gateway does.
+#[derive(Debug, Default)]
+struct SimHub {
+    positions: BTreeMap<(String, Epoch), u64>,
+    /// The number in the payload of each record applied, in order.
+    applied: Vec<u64>,
+    statuses: BTreeMap<CommandId, Vec<State>>,
+    lost: u64,
+    pause: bool,
+}
+
+impl SimHub {
+    fn handle(&mut self, text: &str, random: &mut Random) -> Vec<HubMessage> {
+        let Ok(Decoded::Message(message)) = from_gateway(text) else { panic!("not ours: {text}") };
+        match message {
+            GatewayMessage::Hello(hello) => vec![HubMessage::Welcome(self.welcome(&hello.streams))],
+            GatewayMessage::Data(data) => {
+                let next = self.positions.entry((data.stream.to_string(), data.epoch)).or_insert(1);
+                if data.seq > *next {
+                    return vec![HubMessage::Error(ErrorMessage::gap(
+                        data.stream,
+                        data.epoch,
+                        *next,
+                    ))];
+                }
+                for (seq, record) in (data.seq..).zip(&data.records) {
+                    if seq >= *next {
+                        *next = seq + 1;
+                        match &record.body {
+                            WireBody::Reading { payload, .. } => {
+                                let crate::protocol::Payload::Json(json) = payload else {
+                                    panic!()
+                                };
+                                self.applied.push(json.parse().expect("a number"));
+                            }
+                            WireBody::Event { kind, json } if kind == "command_status" => {
+                                let status: crate::command::Status =
+                                    serde_json::from_str(json.get()).unwrap();
+                                self.statuses.entry(status.id).or_default().push(status.state);
+                            }
+                            WireBody::Event { .. } => {}
+                        }
+                    }
+                }
+                let acked = *next - 1;
+                self.ack(data.stream, data.epoch, acked, random)
+            }
+            GatewayMessage::Skip(Skip { stream, epoch, from, to, .. }) => {
+                let next = self.positions.entry((stream.to_string(), epoch)).or_insert(1);
+                assert!(from <= *next, "a skip with a hole before it");
+                self.lost += to.saturating_sub(*next);
+                *next = to.max(*next);
+                let acked = *next - 1;
+                self.ack(stream, epoch, acked, random)
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn welcome(&mut self, held: &[crate::protocol::HeldEpoch]) -> Welcome {
+        let listed: BTreeSet<(String, Epoch)> =
+            held.iter().map(|held| (held.stream.to_string(), held.epoch)).collect();
+        self.positions.retain(|key, _| listed.contains(key));
+        let streams = held.iter().map(|held| {
+            let key = (held.stream.to_string(), held.epoch);
+            let next = *self.positions.entry(key).or_insert(held.first);
+            let window = Some(Window { records: 50, bytes: 4000 });
+            Position { stream: held.stream.clone(), epoch: held.epoch, acked: next - 1, window }
+        });
+        Welcome {
+            session: "s".into(),
+            hub: "sim".into(),
+            time: None,
+            limits: crate::protocol::HubLimits { batch_records: 20, ..Default::default() },
+            features: Vec::new(),
+            token_expires: None,
+            streams: streams.collect(),
+        }
+    }
+
+    fn ack(
+        &mut self,
+        stream: StreamName,
+        epoch: Epoch,
+        acked: u64,
+        random: &mut Random,
+    ) -> Vec<HubMessage> {
+        if random.next().is_multiple_of(4) {
+            return Vec::new();
+        }
+        self.pause = random.next().is_multiple_of(10);
+        let window = Some(Window { records: if self.pause { 0 } else { 50 }, bytes: 4000 });
+        let position = Position { stream, epoch, acked, window };
+        vec![HubMessage::Ack(Ack { position, rejected: Vec::new() })]
+    }
+}
+
+struct World {
+    random: Random,
+    now: Now,
+    medium: MemoryDisk,
+    disk_first: bool,
+    gateway: Gateway,
+    spool: Spool<MemoryDisk>,
+    journal: Journal<MemoryFile>,
+    jobs: VecDeque<DiskRequest>,
+    hub: SimHub,
+    link: Link,
+    published: u64,
+    /// What the source was told is safe.
+    safe: BTreeSet<u64>,
+    /// Handed to the device's source, and not answered.
+    deliveries: Vec<(u64, String)>,
+    /// Commands that the device has, or may have.
+    reached: BTreeSet<String>,
+    commands: Vec<CommandMessage>,
+    starts: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Link {
+    None,
+    Dialing,
+    Up,
+}
+
+fn settings(starts: u64, disk_first: bool) -> Settings {
+    let template = |text: &str| Template::parse(text).unwrap();
+    Settings {
+        id: "gw".into(),
+        agent: String::new(),
+        boot_id: String::new(),
+        streams: ["events", "telemetry"]
+            .map(|s| StreamName::try_from(s.to_owned()).unwrap())
+            .into(),
+        telemetry: vec![TelemetryRule {
+            topic: template("devices/{device}/telemetry"),
+            lane: 1,
+            device: None,
+        }],
+        commands: CommandRules {
+            topic: template("devices/{device}/commands/{command}"),
+            reply: template("devices/{device}/replies/{id}"),
+            allow: vec![crate::command::Allow::parse("*/*").unwrap()],
+            inflight: 32,
+        },
+        uplink: Some(UplinkSettings {
+            mode: Mode::Managed,
+            proven_managed: false,
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(10),
+            backoff: (Duration::from_millis(500), Duration::from_secs(60)),
+            plain_commands: false,
+        }),
+        disk_first,
+        write_after: Duration::from_secs(1),
+        max_record_bytes: 1000,
+        memory_bytes: 1 << 20,
+        epoch: Epoch(0xe000 + starts),
+        seed: starts,
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
+        let now = Now { instant: Instant::now(), wall };
+        let medium = MemoryDisk::default();
+        let disk_first = random.next().is_multiple_of(2);
+        let (gateway, spool, journal) = start(now, &medium, 1, disk_first);
+        Self {
+            random,
+            now,
+            medium,
+            disk_first,
+            gateway,
+            spool,
+            journal,
+            jobs: VecDeque::new(),
+            hub: SimHub::default(),
+            link: Link::None,
+            published: 0,
+            safe: BTreeSet::new(),
+            deliveries: Vec::new(),
+            reached: BTreeSet::new(),
+            commands: Vec::new(),
+            starts: 1,
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.next() % 100 {
+            0..=39 => self.publish(),
+            40..=59 => self.work_disk(),
+            60..=69 => self.pass(Duration::from_millis(300)),
+            70..=73 => self.pass(Duration::from_secs(7)),
+            74..=83 => self.bring_up(),
+            84..=85 => self.cut(),
+            86 => self.crash(),
+            87 => {
+                let left = self.random.next() % 5;
+                self.medium.0.borrow_mut().failing_after = Some(left as u32);
+            }
+            88..=90 => self.medium.0.borrow_mut().failing_after = None,
+            91..=93 => self.command(),
+            94..=97 => self.answer_delivery(),
+            _ => self.gateway.handle_exhausted(self.now),
+        }
+        self.drain();
+    }
+
+    fn publish(&mut self) {
+        for _ in 0..1 + self.random.next() % 8 {
+            if !self.gateway.has_room() {
+                return;
+            }
+            self.published += 1;
+            let receipt = Receipt { source: SourceId(0), connection: 1, number: self.published };
+            self.gateway.handle_publish(
+                self.now,
+                Publish {
+                    topic: "devices/d/telemetry".into(),
+                    payload: self.published.to_string().into(),
+                    retained: false,
+                    source: SourceId(0),
+                    receipt: Some(receipt),
+                },
+            );
+        }
+    }
+
+    fn work_disk(&mut self) {
+        let Some(job) = self.jobs.pop_front() else { return };
+        match job {
+            DiskRequest::Append(entries) => {
+                let result = self.spool.append(&entries).map_err(|error| error.to_string());
+                self.gateway.handle_appended(self.now, result);
+            }
+            DiskRequest::Read { lane, epoch, from, max_bytes } => {
+                let max_bytes = max_bytes.min(400);
+                let result = self.spool.read(lane, epoch.0, from, max_bytes);
+                let result = result.map_err(|error| error.to_string());
+                self.gateway.handle_read(self.now, lane, epoch, result);
+            }
+            DiskRequest::Trim { lane, epoch, acked } => {
+                self.spool.trim(lane, epoch.0, acked).ok();
+            }
+            DiskRequest::Retire { lane, epoch } => {
+                let result = self.spool.retire(lane, epoch.0).map_err(|error| error.to_string());
+                self.gateway.handle_retired(self.now, lane, epoch, result);
+            }
+            DiskRequest::Journal(changes) => {
+                let result = self.journal.put(&self.medium, &changes);
+                let result = result.map_err(|error| error.to_string());
+                self.gateway.handle_journalled(self.now, result);
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.instant += time;
+        self.now.wall.unix_ms += time.as_millis() as u64;
+        while self.gateway.poll_timeout().is_some_and(|at| at <= self.now.instant) {
+            self.gateway.handle_timeout(self.now);
+            self.drain();
+            if self.gateway.poll_timeout().is_some_and(|at| at <= self.now.instant) {
+                // What is due and waits for the disk must not spin.
+                assert!(!self.jobs.is_empty(), "a timer that is due does nothing");
+                self.work_disk();
+            }
+        }
+    }
+
+    fn bring_up(&mut self) {
+        if self.link == Link::Dialing {
+            self.link = Link::Up;
+            self.gateway.handle_up(self.now, Some("fieldgate.v1.json"));
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.link != Link::None {
+            self.link = Link::None;
+            self.gateway.handle_ended(self.now, &Ended::Cut("cut".into()));
+        }
+    }
+
+    fn crash(&mut self) {
+        self.medium.0.borrow_mut().failing_after = None;
+        self.jobs.clear();
+        self.reached.extend(self.deliveries.drain(..).map(|(_, id)| id));
+        self.link = Link::None;
+        self.starts += 1;
+        let started = start(self.now, &self.medium, self.starts, self.disk_first);
+        (self.gateway, self.spool, self.journal) = started;
+        // What was not safe is the source's to publish again; here it is simply gone.
+    }
+
+    fn command(&mut self) {
+        let id = CommandId::try_from(format!("c-{}", self.commands.len())).unwrap();
+        self.commands.push(CommandMessage {
+            id,
+            device: "d".into(),
+            name: "n".into(),
+            params: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
+            ttl_ms: 20_000,
+            timeout_ms: 5_000,
+            idempotent: false,
+            state: None,
+        });
+        if self.gateway.is_live() {
+            let text = HubMessage::Command(self.commands.last().unwrap().clone()).to_json();
+            self.gateway.handle_text(self.now, &text);
+        }
+    }
+
+    fn answer_delivery(&mut self) {
+        let Some((token, id)) = self.deliveries.pop() else { return };
+        match self.random.next() % 3 {
+            0 => self.gateway.handle_undelivered(self.now, token),
+            1 => {
+                self.reached.insert(id);
+                self.gateway.handle_delivered(self.now, token);
+            }
+            _ => {
+                self.reached.insert(id);
+                self.gateway.handle_interrupted(self.now, token);
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            while let Some(output) = self.gateway.poll_output() {
+                self.carry_out(output);
+            }
+            if self.link != Link::Up {
+                return;
+            }
+            let Some(transmit) = self.gateway.poll_transmit(self.now) else {
+                match self.gateway.poll_output() {
+                    Some(output) => self.carry_out(output),
+                    None => return,
+                }
+                continue;
+            };
+            let Transmit::Text(text) = transmit else { continue };
+            let greeting = text.contains("\"hello\"");
+            for answer in self.hub.handle(&text, &mut self.random) {
+                self.gateway.handle_text(self.now, &answer.to_json());
+            }
+            for command in self.commands.clone().into_iter().filter(|_| greeting) {
+                let states = self.hub.statuses.get(&command.id);
+                if states.is_none_or(|states| !states.last().unwrap().is_final()) {
+                    let state = states.map(|states| crate::protocol::HubState {
+                        n: states.len() as u32,
+                        state: *states.last().unwrap(),
+                    });
+                    let command = CommandMessage { state, ..command };
+                    self.gateway.handle_text(self.now, &HubMessage::Command(command).to_json());
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Disk(request) => self.jobs.push_back(request),
+            Output::Safe(receipt) => {
+                assert!(self.safe.insert(receipt.number), "a receipt was given back twice");
+            }
+            Output::Deliver { token, payload, .. } => {
+                let payload: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+                let id = payload["id"].to_string();
+                assert!(!self.reached.contains(&id), "{id} is delivered again");
+                self.deliveries.push((token, id));
+            }
+            Output::Dial { .. } => {
+                assert_eq!(self.link, Link::None, "a second link");
+                self.link = Link::Dialing;
+            }
+            Output::Hangup => self.link = Link::None,
+            Output::RememberManaged => {}
+        }
+    }
+
+    /// Everything heals; then everything that was safe is at the hub, once and in order.
+    fn settle(&mut self) {
+        self.medium.0.borrow_mut().failing_after = None;
+        for _ in 0..3000 {
+            while !self.jobs.is_empty() {
+                self.work_disk();
+                self.drain();
+            }
+            self.bring_up();
+            self.drain();
+            while !self.deliveries.is_empty() {
+                let (token, id) = self.deliveries.pop().unwrap();
+                self.reached.insert(id);
+                self.gateway.handle_delivered(self.now, token);
+            }
+            let held: u64 = self.gateway.lanes.iter().map(Lane::held_records).sum();
+            let idle = self.jobs.is_empty() && self.gateway.commands.counts().0 == 0;
+            if held == 0 && idle && self.link == Link::Up {
+                break;
+            }
+            self.pass(Duration::from_secs(1));
+            self.drain();
+        }
+        let held: u64 = self.gateway.lanes.iter().map(Lane::held_records).sum();
+        assert_eq!(held, 0, "something is stuck: {:#?}", self.gateway);
+        assert_eq!(self.hub.lost, 0, "nothing was evicted or damaged");
+        let applied: BTreeSet<u64> = self.hub.applied.iter().copied().collect();
+        assert_eq!(applied.len(), self.hub.applied.len(), "a record came twice");
+        assert!(self.hub.applied.is_sorted(), "out of order");
+        let lost: Vec<&u64> = self.safe.difference(&applied).collect();
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        for (id, states) in &self.hub.statuses {
+            // A repeated id is answered with its last status again; the hub takes the first end.
+            let end = states.iter().find(|state| state.is_final());
+            let end = end.unwrap_or_else(|| panic!("{id} has no end: {states:?}"));
+            let unsent = [State::Expired, State::Cancelled, State::Rejected].contains(end);
+            assert!(
+                !unsent || !self.reached.contains(&format!("{:?}", id.as_str())),
+                "{id}: {states:?}"
+            );
+        }
+    }
+}
+
+fn start(
+    now: Now,
+    medium: &MemoryDisk,
+    starts: u64,
+    disk_first: bool,
+) -> (Gateway, Spool<MemoryDisk>, Journal<MemoryFile>) {
+    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512 };
+    let settings = settings(starts, disk_first);
+    let opened = Spool::open(medium.clone(), &["events", "telemetry"], limits, settings.epoch.0);
+    let (spool, report) = opened.unwrap();
+    assert_eq!(report.damage, [""; 0], "no crash here damages anything");
+    let journal = Journal::open(medium).unwrap();
+    let entries: Vec<(String, Bytes)> =
+        journal.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    (Gateway::new(now, settings, &spool.held(), entries), spool, journal)
+}
+
+#[test]
+fn what_was_acknowledged_arrives_once_and_in_order() {
+    let only = std::env::var("FIELDGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = only.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
+    for seed in seeds {
+        let run = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed);
+            for _ in 0..STEPS {
+                world.step();
+            }
+            world.settle();
+        });
+        if let Err(panic) = run {
+            eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The gateway, as a process. What its configuration and its status look like stands here only.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{
+    Field, SOON, eventually, free_port,
+    hub::Hub,
+    process::{Process, run},
+};
+
+/// What a scenario's gateway is told; the rest is default.
+#[derive(Clone)]
+pub struct Setup {
+    pub id: &'static str,
+    /// The members of `[uplink]`; empty: none.
+    pub uplink: String,
+    /// The members of `[spool]`.
+    pub spool: String,
+    pub listener: Option<u16>,
+    pub broker: Option<u16>,
+    /// `commands.allow`.
+    pub allow: &'static str,
+}
+
+impl Setup {
+    /// A gateway with a listener, known to `hub`, with everything on disk before it is
+    /// acknowledged.
+    pub fn new(field: &Field, hub: &Hub) -> Self {
+        let id = "gw-1";
+        hub.add_gateway(field, id);
+        let url = format!("url = \"wss://localhost:{}/v1/gateway\"", hub.port);
+        let uplink = format!("{url}\nca_file = \"ca.pem\"\ntoken_file = \"{id}.token\"");
+        Self { uplink, ..Self::towards(String::new()) }
+    }
+
+    /// A gateway with a listener, and these members of `[uplink]`.
+    pub fn towards(uplink: String) -> Self {
+        Self {
+            id: "gw-1",
+            uplink,
+            spool: "durability = \"disk\"".into(),
+            listener: Some(free_port()),
+            broker: None,
+            allow: "[\"*/*\"]",
+        }
+    }
+
+    /// Through `broker` instead of the listener.
+    pub fn through(self, broker: u16) -> Self {
+        Self { listener: None, broker: Some(broker), ..self }
+    }
+
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("[gateway]\nid = \"{}\"\nstate_dir = \"state\"\n", self.id);
+        if !self.uplink.is_empty() {
+            let backoff = "backoff_min = \"200ms\"\nbackoff_max = \"2s\"";
+            text += &format!("\n[uplink]\n{}\n{backoff}\n", self.uplink);
+        }
+        text += &format!("\n[spool]\n{}\n", self.spool);
+        if let Some(port) = self.listener {
+            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n");
+        }
+        if let Some(port) = self.broker {
+            text += &format!("\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\n");
+        }
+        text + &format!("\n[commands]\nallow = {}\n", self.allow)
+    }
+}
+
+pub struct Gateway {
+    pub process: Option<Process>,
+    /// Where devices connect: the listener, else the broker.
+    pub port: u16,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Gateway {
+    /// A gateway that is not started yet.
+    pub fn new(field: &Field, setup: &Setup) -> Self {
+        let config = field.write(format!("{}.toml", setup.id), setup.to_toml());
+        let port = setup.listener.or(setup.broker).expect("a gateway has a source");
+        Self { process: None, port, config, log: field.path(format!("{}.log", setup.id)) }
+    }
+
+    pub fn started(field: &Field, setup: &Setup) -> Self {
+        let mut gateway = Self::new(field, setup);
+        gateway.start();
+        gateway
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(&mut self) {
+        self.process = Some(Process::start("fieldgate", run_command(&self.config), &self.log));
+        eventually("the gateway answers `fieldgate status`", SOON, || {
+            let process = self.process.as_mut().expect("just started");
+            if let Some(status) = process.ended() {
+                panic!("the gateway ended with {status}:\n{}", process.log());
+            }
+            self.status()
+        });
+    }
+
+    pub fn kill(&mut self) {
+        self.process.as_mut().expect("the gateway runs").kill();
+        self.process = None;
+    }
+
+    /// SIGTERM: how it ended, and after how long.
+    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        self.process.as_mut().expect("the gateway runs").terminate(SOON)
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// `fieldgate status --json`, if it answers.
+    pub fn status(&self) -> Option<Value> {
+        let mut command = binary();
+        command.args(["status", "--json", "--config"]).arg(&self.config);
+        let (code, stdout, _) = run(command, SOON);
+        (code == Some(0)).then(|| serde_json::from_str(&stdout).ok()).flatten()
+    }
+
+    /// Waits until the status fits.
+    pub fn wait_until(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let deadline = std::time::Instant::now() + SOON;
+        loop {
+            last = self.status().unwrap_or(last);
+            if fits(&last) {
+                return last;
+            }
+            let in_time = std::time::Instant::now() < deadline;
+            assert!(in_time, "not within {SOON:?}: {what}; the gateway's status: {last}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn wait_connected(&self) -> Value {
+        self.wait_until("the uplink is connected", |status| {
+            status["uplink"]["state"] == "connected"
+        })
+    }
+
+    /// Whether `status` says that this source hears something.
+    pub fn source_up(status: &Value, name: &str) -> bool {
+        let sources = status["sources"].as_array();
+        sources.into_iter().flatten().any(|source| source["name"] == name && source["up"] == true)
+    }
+}
+
+/// `fieldgate run` on a configuration.
+pub fn run_command(config: &Path) -> Command {
+    let mut command = binary();
+    command.args(["run", "--config"]).arg(config);
+    // What the surroundings have set is not the scenario's.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FIELDGATE_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("NOTIFY_SOCKET").env_remove("STATE_DIRECTORY");
+    command
+}
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_fieldgate"))
+}

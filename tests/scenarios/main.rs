@@ -1,0 +1,16 @@
+//! What fieldgate promises, each a claim, shown on real processes: gateway, hub, broker, devices
+//! and peers of others. `tests/run scenarios` and `tests/run interop` install what they need and
+//! run them.
+
+// A test program exports nothing.
+#![allow(unreachable_pub, missing_docs)]
+
+#[path = "../field/mod.rs"]
+mod field;
+
+mod bad_input;
+mod commands;
+mod delivery;
+mod harness;
+mod interop;
+mod operation;
