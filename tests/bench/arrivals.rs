@@ -1,4 +1,5 @@
-//! What is measured: messages numbered and dated in their payload, and their arrival at the far end.
+//! What is measured: messages numbered and dated in their payload, and their arrival at the far
+//! end.
 
 use std::{
     sync::{Arc, Mutex},
@@ -62,7 +63,8 @@ impl Arrivals {
         *self.lock() = Phase { first, seen: vec![false; count], account, last_arrival: None };
     }
 
-    /// The payload of message `number`, dated now: JSON of a plausible reading, its digits never the same twice.
+    /// The payload of message `number`, dated now: JSON of a plausible reading, its digits never
+    /// the same twice.
     pub(crate) fn payload(&self, number: u64, device: usize) -> String {
         use std::fmt::Write as _;
         let micros = FIRST_MICROS + self.origin.elapsed().as_micros() as u64;
@@ -132,8 +134,8 @@ impl Arrivals {
         }
     }
 
-    /// Waits until every message of the phase has arrived, or until nothing has for [`STALL`]; gives the account and
-    /// the moment of the last arrival.
+    /// Waits until every message of the phase has arrived, or until nothing has for [`STALL`];
+    /// gives the account and the moment of the last arrival.
     pub(crate) async fn settled(&self) -> (Account, Instant) {
         let mut before = usize::MAX;
         loop {

@@ -34,7 +34,8 @@ pub(crate) enum Contender {
     Broker,
     /// Devices connect to mosquitto, which bridges to a second one.
     Bridge,
-    /// As `Listener`, but the far end is the real hub: every record is on its disk when it is acknowledged.
+    /// As `Listener`, but the far end is the real hub: every record is on its disk when it is
+    /// acknowledged.
     Hub,
 }
 
@@ -184,7 +185,8 @@ impl Stage {
         status["counters"]["received"].as_u64().context("status has no counters.received")
     }
 
-    /// Waits until `count` messages have come out after the first `taken`, or nothing does for a while.
+    /// Waits until `count` messages have come out after the first `taken`, or nothing does for a
+    /// while.
     pub(crate) async fn settled(
         &self,
         taken: u64,
@@ -198,7 +200,8 @@ impl Stage {
         Ok((Account { arrived, ..Account::default() }, Instant::now()))
     }
 
-    /// Bytes that the gateway has written to its spool, as it says itself; `None` where there is no gateway.
+    /// Bytes that the gateway has written to its spool, as it says itself; `None` where there is no
+    /// gateway.
     pub(crate) async fn spooled_bytes(&self) -> Option<u64> {
         self.status().await.ok()?["spool"]["written_bytes"].as_u64()
     }
@@ -236,7 +239,7 @@ impl Stage {
     fn write_token(&self, token: &str) -> anyhow::Result<()> {
         use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
         let file = self.dir.join("token");
-        let mut file = File::options().write(true).create(true).mode(0o600).open(file)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(file)?;
         Ok(file.write_all(token.as_bytes())?)
     }
 
@@ -304,8 +307,9 @@ fn telemetry_acked(status: &Value) -> u64 {
     telemetry.and_then(|stream| stream["acked"].as_u64()).unwrap_or(0)
 }
 
-/// A broker tuned as one would for a bridge: without this it drops what exceeds 1,000 queued messages. It keeps its
-/// queue in a file as Debian's package has it: written every half hour, so that a crash loses what is newer.
+/// A broker tuned as one would for a bridge: without this it drops what exceeds 1,000 queued
+/// messages. It keeps its queue in a file as Debian's package has it: written every half hour, so
+/// that a crash loses what is newer.
 fn mosquitto(dir: &Path, name: &str, lines: &str) -> anyhow::Result<Command> {
     let state = dir.join(format!("{name}-state"));
     fs::create_dir_all(&state)?;

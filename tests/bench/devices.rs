@@ -70,7 +70,8 @@ impl Device {
                 (next, inflight) = (next + 1, inflight + 1);
             }
             self.stream.write_all(&out).await?;
-            // Nothing else comes back on this connection: no subscription, a keep alive longer than the phase.
+            // Nothing else comes back on this connection: no subscription, a keep alive longer than
+            // the phase.
             let read = self.stream.read(&mut acks).await?;
             if read == 0 {
                 return Err(io::Error::other("the broker closed a device's connection"));
@@ -82,7 +83,8 @@ impl Device {
         Ok(())
     }
 
-    /// Publishes one message and does not wait for its PUBACK; what came back until now is read and thrown away.
+    /// Publishes one message and does not wait for its PUBACK; what came back until now is read and
+    /// thrown away.
     async fn publish(&mut self, arrivals: &Arrivals, number: u64) -> io::Result<()> {
         let mut unread = [0; 1024];
         while matches!(self.stream.try_read(&mut unread), Ok(1..)) {}
@@ -144,7 +146,8 @@ pub(crate) async fn pace(
     Ok(())
 }
 
-/// Publishes again and again, from before the broker is there, until something has `come_out`; gives that moment.
+/// Publishes again and again, from before the broker is there, until something has `come_out`;
+/// gives that moment.
 pub(crate) async fn knock(
     broker: SocketAddr,
     arrivals: &Arrivals,

@@ -1,8 +1,10 @@
-//! The benchmark: what a message costs the board, beside a mosquitto bridge on the same machine in the same run.
+//! The benchmark: what a message costs the board, beside a mosquitto bridge on the same machine in
+//! the same run.
 //!
-//! It prints and never fails for being slow. Contenders take turns, round by round, and the median of the rounds is
-//! shown, so that a busy machine hurts all alike. Only the processes on the board's side are metered, by /proc; the
-//! load and the sink run here. `tests/bench/run` builds what is measured and runs this.
+//! It prints and never fails for being slow. Contenders take turns, round by round, and the median
+//! of the rounds is shown, so that a busy machine hurts all alike. Only the processes on the
+//! board's side are metered, by /proc; the load and the sink run here. `tests/bench/run` builds
+//! what is measured and runs this.
 
 mod arrivals;
 mod contender;
@@ -34,7 +36,8 @@ struct Arguments {
     /// The hub: the far end of one contender, and the maker of everyone's certificates
     #[arg(long, value_name = "FILE")]
     hub: PathBuf,
-    /// Where the processes keep their state; on a disk, not a tmpfs, or nothing is counted as written
+    /// Where the processes keep their state; on a disk, not a tmpfs, or nothing is counted as
+    /// written
     #[arg(long, value_name = "DIRECTORY")]
     dir: PathBuf,
     /// How often everything is measured

@@ -9,7 +9,8 @@ use anyhow::{Context as _, bail};
 pub(crate) struct Usage {
     /// User and system time.
     pub(crate) cpu: Duration,
-    /// What the processes made the kernel owe to block devices: pages dirtied, not yet sectors written.
+    /// What the processes made the kernel owe to block devices: pages dirtied, not yet sectors
+    /// written.
     pub(crate) disk_bytes: u64,
     /// Both directions of every connection to the far end: TLS records, without TCP and IP headers.
     pub(crate) wire_bytes: u64,

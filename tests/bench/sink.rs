@@ -1,5 +1,5 @@
-//! The fast sink: a hub that takes everything and acknowledges at once, over TLS, so that what is measured is the
-//! gateway and not a store.
+//! The fast sink: a hub that takes everything and acknowledges at once, over TLS, so that what is
+//! measured is the gateway and not a store.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
