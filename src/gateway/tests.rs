@@ -12,7 +12,11 @@ use std::{
 use super::*;
 use crate::{
     command::{CommandId, State},
-    protocol::{Ack, CommandMessage, GatewayMessage, Skip, WireBody, from_gateway},
+    protocol::{
+        Ack, CommandMessage, Decoded, ErrorMessage, GatewayMessage, HubMessage, Position, Skip,
+        Welcome, Window, WireBody, from_gateway,
+    },
+    record::Publish,
     spool::{Disk, DiskFile, Limits, Spool, journal::Journal},
 };
 
@@ -515,8 +519,7 @@ impl World {
             }
             self.bring_up();
             self.drain();
-            while !self.deliveries.is_empty() {
-                let (token, id) = self.deliveries.pop().unwrap();
+            while let Some((token, id)) = self.deliveries.pop() {
                 self.reached.insert(id);
                 self.gateway.handle_delivered(self.now, token);
             }

@@ -211,7 +211,7 @@ impl<D: Disk> Spool<D> {
 }
 
 impl Entry {
-    fn frame_bytes(&self) -> u64 {
+    pub(super) fn frame_bytes(&self) -> u64 {
         (segment::FRAME_BYTES + self.bytes.len()) as u64
     }
 }

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, path::Path};
 
-use super::{journal::Journal, *};
+use super::{journal::Journal, segment::HEADER_BYTES, *};
 
 const LIMITS: Limits = Limits { max_bytes: 1 << 20, segment_bytes: 4096 };
 const STREAMS: [&str; 2] = ["events", "telemetry"];

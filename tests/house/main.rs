@@ -269,7 +269,8 @@ fn the_rules_see_what_they_are_to_see() {
     let source = Source {
         name: "src/hub/session/apply.rs".into(),
         text: "use std::{\n    collections::HashMap,\n    fs,\n};\nuse super::super::engine;\n\
-               use crate::{gateway::Core, protocol};\nfn f() { crate::spool::open() } // crate::cli\n\
+               use crate::{gateway::Core, protocol};\n\
+               fn f() { crate::spool::open() } // crate::cli\n\
                #[cfg(test)]\nuse tokio::time;\n"
             .into(),
     };

@@ -137,6 +137,8 @@ struct Play<'a> {
     story: Story,
     begun: Instant,
     is_cut: bool,
+    /// Readings that the gateway held when the link was healed.
+    held_through_cut: Option<u64>,
     command: Option<SentCommand>,
 }
 
@@ -149,6 +151,7 @@ impl<'a> Play<'a> {
             story: Story::new(ends_after),
             begun: Instant::now(),
             is_cut: false,
+            held_through_cut: None,
             command: None,
         }
     }
@@ -194,6 +197,7 @@ impl<'a> Play<'a> {
                 let line =
                     format!("{held} readings wait in the gateway's spool, {kib} KiB of disk");
                 self.screen.say(&line)?;
+                self.held_through_cut = Some(held);
                 self.heal()?;
             }
             Step::Command => {
@@ -287,6 +291,9 @@ impl<'a> Play<'a> {
             if state != "succeeded" {
                 faults.push(format!("the command {} is {state}", command.id));
             }
+        }
+        if self.held_through_cut == Some(0) {
+            faults.push("the gateway held nothing while the link was cut; was it?".into());
         }
         for fault in &faults {
             self.screen.say(&format!("  WRONG      {fault}"))?;

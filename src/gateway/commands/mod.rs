@@ -1,8 +1,8 @@
 //! The life of a command, from the hub's frame to its final state (PROTOCOL.md, section 5).
 //!
 //! ```text
-//! frame -> checked -> journal "sending" (fsync) -> accepted, delivered to the device -> PUBACK -> delivered
-//!       -> the device's reply -> journal (fsync) -> succeeded | failed
+//! frame -> checked -> journal "sending" (fsync) -> accepted, delivered to the device
+//!       -> PUBACK -> delivered -> the device's reply -> journal (fsync) -> succeeded | failed
 //! ```
 //!
 //! The journal says `sending` before the first byte goes to a device, so that after a crash an id
