@@ -9,9 +9,10 @@
 //! | [`protocol`] | the wire between gateway and hub: messages and their JSON (PROTOCOL.md) | the nouns |
 //! | `spool` | records on disk: segments, recovery, journal, behind one `Disk` trait | bytes only |
 //! | `gateway` | the core state machine: intake, lanes, uplink window, command lifecycle, back-off | protocol, the spool's words |
-//! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns |
-//! | `link` | northbound: dial, TLS, WebSocket | the nouns |
-//! | `identity`, `ops`, `config` | credentials; status, logs, signals; what the user wrote | the nouns |
+//! | `config` | what the user wrote, checked | the nouns, protocol |
+//! | `identity`, `ops` | credentials; status, logs, the service manager | config |
+//! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns, config |
+//! | `link` | northbound: dial, TLS, WebSocket | config, identity, close codes |
 //! | `cli` | the command line and the driver that joins all of them | everything |
 //! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol |
 //!

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{sleep_until, timeout},
+    time::{sleep_until, timeout_at},
 };
 
 use super::disk::{Answer, DiskThread, Job};
@@ -26,19 +26,19 @@ use crate::{
         notify,
     },
     record::{Publish, Receipt, SourceId, Timestamp},
-    source::{self, Notice},
+    source::{self, Notice, PUBLISH_QUEUE},
     topic::Template,
 };
-
-/// How many publishes are taken in before the outputs are looked at.
-const INTAKE_BATCH: usize = 128;
 
 /// How often the bytes that left the socket are looked at while something is under way.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a stop may take: to make everything safe, and then to hear the hub's last acks.
-const STOP_SAFE: Duration = Duration::from_secs(3);
-const STOP_ACKS: Duration = Duration::from_secs(1);
+/// How long a stop may take in all, and how much of it is for making everything safe, for the hub's
+/// last acks, and for the closing handshake.
+const STOP: Duration = Duration::from_millis(4500);
+const STOP_SAFE: Duration = Duration::from_secs(2);
+const STOP_ACKS: Duration = Duration::from_millis(500);
+const STOP_CLOSE: Duration = Duration::from_millis(500);
 
 /// No system clock that was ever set is before this: 2026-01-01T00:00:00Z, in Unix milliseconds.
 const EARLIEST_MS: u64 = 1_767_225_600_000;
@@ -153,19 +153,23 @@ impl Driver {
             Event::Notice(notice) => self.handle_notice(now, notice),
             Event::Publish(publish) => {
                 self.gateway.handle_publish(now, publish);
-                for _ in 1..INTAKE_BATCH {
-                    if !self.gateway.has_room() {
-                        break;
-                    }
-                    let Ok(publish) = self.publishes.try_recv() else { break };
-                    self.gateway.handle_publish(now, publish);
-                }
+                self.take_publishes(now);
             }
             Event::Question((ask, reply)) => self.handle_question(now, ask, reply),
             Event::Timeout | Event::Room | Event::Signal(_) => {}
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
             self.gateway.handle_timeout(now);
+        }
+    }
+
+    fn take_publishes(&mut self, now: Now) {
+        for _ in 0..PUBLISH_QUEUE {
+            if !self.gateway.has_room() {
+                return;
+            }
+            let Ok(publish) = self.publishes.try_recv() else { return };
+            self.gateway.handle_publish(now, publish);
         }
     }
 
@@ -189,9 +193,8 @@ impl Driver {
             }
             Some(link::Event::Text(text)) => return self.gateway.handle_text(now, &text),
             Some(link::Event::Pong(payload)) => return self.gateway.handle_pong(now, &payload),
-            Some(link::Event::Binary { .. } | link::Event::Heard) => {
-                return self.gateway.handle_other(now);
-            }
+            Some(link::Event::Binary { .. }) => return self.gateway.handle_binary(now),
+            Some(link::Event::Heard) => return self.gateway.handle_frame(now),
             Some(link::Event::Down(down)) => down,
             None => link::Down::Cut("the link's task ended".into()),
         };
@@ -207,7 +210,11 @@ impl Driver {
 
     fn handle_notice(&mut self, now: Now, notice: Notice) {
         match notice {
-            Notice::Exhausted(_) => self.gateway.handle_exhausted(now),
+            Notice::Exhausted(_) => {
+                // The publishes it speaks of are in the other queue, which is read after this one.
+                self.take_publishes(now);
+                self.gateway.handle_exhausted(now);
+            }
             Notice::Birth { device } => {
                 // Only the listener has devices that come and go.
                 let listener = self.sources.iter().position(|source| source.name == "listener");
@@ -409,6 +416,7 @@ impl Driver {
 
     /// Nothing more is taken in; what was taken is made safe and acknowledged; the link is closed.
     async fn stop(mut self) {
+        let end = Instant::now() + STOP;
         self.gateway.handle_stop(now());
         self.go_on_until(STOP_SAFE, Gateway::is_settled).await;
         if !self.gateway.is_settled() {
@@ -420,11 +428,11 @@ impl Driver {
         }
         self.go_on_until(STOP_ACKS, Gateway::is_drained).await;
         self.gateway.handle_last_close(now());
-        self.go_on_until(STOP_ACKS, Gateway::is_closed).await;
+        self.go_on_until(STOP_CLOSE, Gateway::is_closed).await;
         let Self { sources, disk, .. } = self;
         for source in sources {
             let name = source.name;
-            if timeout(STOP_ACKS, source.task).await.is_err() {
+            if timeout_at(end.into(), source.task).await.is_err() {
                 tracing::warn!(source = name, "the source did not end in time");
             }
         }

@@ -149,6 +149,9 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         "fieldgate {} runs",
         env!("CARGO_PKG_VERSION")
     );
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
     let driver = Driver {
         gateway,
         disk,

@@ -20,7 +20,8 @@ use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic:
 const MAX_LANES: usize = 16;
 const MAX_ALLOWED: usize = 1_000;
 const MAX_ID_BYTES: usize = 128;
-const MAX_RECORD_BYTES: u64 = 16 << 20;
+/// What the sources take at most.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
 const MIN_SPOOL_BYTES: u64 = 8 << 20;
 const MAX_SPOOL_BYTES: u64 = 1 << 50;
 const MS_10: Duration = Duration::from_millis(10);

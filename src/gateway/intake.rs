@@ -50,7 +50,9 @@ impl Gateway {
             let json = record::is_plain_json(&payload);
             let reading = Reading { device, topic: &topic, retained, payload: &payload, json };
             let bytes = record::store_reading(now.wall, &reading);
-            if !self.heard.contains_key(device) && self.heard.len() < MAX_HEARD {
+            if let Some(last) = self.heard.get_mut(device) {
+                *last = source;
+            } else if self.heard.len() < MAX_HEARD {
                 self.heard.insert(device.into(), source);
             }
             self.lanes[lane].push(now.instant, bytes, receipt.into());

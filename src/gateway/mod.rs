@@ -187,6 +187,9 @@ const GROUP_BYTES: usize = 1 << 20;
 /// What stays in memory of what the disk has.
 const KEEP_BYTES: usize = 512 * 1024;
 
+/// How long records are gathered into one write while the link is down.
+const OFFLINE_GATHER: Duration = Duration::from_millis(100);
+
 /// How long a failed write is waited out.
 const DISK_RETRY: Duration = Duration::from_secs(1);
 

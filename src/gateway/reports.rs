@@ -32,6 +32,8 @@ const MAX_DEVICES: usize = 4096;
 pub(super) struct Reports {
     refusals: BTreeMap<(Option<String>, String), Refusal>,
     presence: BTreeMap<String, Presence>,
+    /// When the next event is due at the earliest, so that not every record looks through all.
+    next: Option<Instant>,
     /// Since start.
     pub(super) refused: u64,
 }
@@ -72,6 +74,8 @@ impl Reports {
         if refusal.receipts.len() >= MAX_RECEIPTS {
             refusal.due = now;
         }
+        let due = refusal.due;
+        self.next = Some(self.next.map_or(due, |next| next.min(due)));
     }
 
     pub(super) fn came(&mut self, now: Instant, device: &str) {
@@ -92,10 +96,15 @@ impl Reports {
                 self.presence.insert(device.into(), presence);
             }
         }
+        self.next = self.earliest();
     }
 
     /// When the next event is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
+        self.next
+    }
+
+    fn earliest(&self) -> Option<Instant> {
         let refusals = self.refusals.values().map(|refusal| refusal.due);
         let news = self.presence.values().filter(|p| p.told != Some(p.here)).map(|p| p.due);
         refusals.chain(news).min()
@@ -104,6 +113,9 @@ impl Reports {
     /// Takes the events that are due; all of them with `everything`.
     pub(super) fn take_due(&mut self, now: Instant, everything: bool) -> Vec<(Event, Receipts)> {
         let mut events = Vec::new();
+        if !everything && self.next.is_none_or(|next| next > now) {
+            return events;
+        }
         self.refusals.retain(|(device, reason), refusal| {
             let due = everything || refusal.due <= now;
             if due {
@@ -130,6 +142,7 @@ impl Reports {
             // A device that went, and whose going was told, need not be followed any more.
             presence.told != Some(false) || presence.here || presence.due > now
         });
+        self.next = self.earliest();
         events
     }
 }

@@ -69,8 +69,13 @@ impl Gateway {
         self.settle(now);
     }
 
-    /// Any other frame, or a binary message, which this version has no use for.
-    pub fn handle_other(&mut self, now: Now) {
+    /// A frame that carries nothing for the gateway: it shows that the peer lives.
+    pub fn handle_frame(&mut self, now: Now) {
+        self.handle_heard(now);
+    }
+
+    /// A binary message, which this version has no use for.
+    pub fn handle_binary(&mut self, now: Now) {
         self.handle_heard(now);
         self.counters.ignored_frames += 1;
     }

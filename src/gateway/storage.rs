@@ -1,9 +1,9 @@
 //! What goes to the disk and when, and what comes back from it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
-    DISK_RETRY, DiskRequest, GROUP_BYTES, Gateway, KEEP_BYTES, Now, Output,
+    DISK_RETRY, DiskRequest, GROUP_BYTES, Gateway, KEEP_BYTES, Now, OFFLINE_GATHER, Output,
     lane::{Lane, READ_AHEAD_BYTES},
 };
 use crate::{
@@ -99,6 +99,9 @@ impl Gateway {
                 self.outputs.push_back(Output::Disk(DiskRequest::Journal(changes)));
             }
         }
+        let unwritten = self.lanes.iter().any(|lane| lane.oldest_unwritten().is_some());
+        // What was to be made safe is; the next record waits its time again.
+        self.disk.flush &= unwritten || self.stopping;
         if !self.disk.appending && self.write_due().is_some_and(|due| due <= now.instant) {
             self.append();
         }
@@ -131,15 +134,19 @@ impl Gateway {
         self.outputs.push_back(Output::Disk(DiskRequest::Append(entries)));
     }
 
-    /// When the oldest unsafe record must go to the disk: at once when nothing else can make it
-    /// safe.
+    /// When the oldest unsafe record must go to the disk: when the hub had its time, or at once
+    /// where waiting can't save a write.
     pub(super) fn write_due(&self) -> Option<Instant> {
         let oldest = self.lanes.iter().filter_map(Lane::oldest_unwritten).min()?;
-        let live = self.is_live();
-        let at_once = self.settings.disk_first
-            || self.disk.flush
-            || !live
-            || self.memory_bytes() >= self.settings.memory_bytes / 2;
-        Some(if at_once { oldest } else { oldest + self.settings.write_after })
+        let full = self.memory_bytes() >= self.settings.memory_bytes / 2;
+        let wait = if self.settings.disk_first || self.disk.flush || full {
+            Duration::ZERO
+        } else if self.is_live() {
+            self.settings.write_after
+        } else {
+            // Nothing but the disk can make it safe; a moment's company spares the card.
+            self.settings.write_after.min(OFFLINE_GATHER)
+        };
+        Some(oldest + wait)
     }
 }

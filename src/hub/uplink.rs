@@ -320,7 +320,11 @@ impl Driver {
         let _ = timeout(CLOSE_TIMEOUT, handshake).await;
     }
 
-    async fn finish(self, peer: &Peer) {
+    async fn finish(mut self, peer: &Peer) {
+        if let Some(End::Theirs(_)) = &self.end {
+            // The answer to a close is queued (RFC 6455, section 5.5.1); a cut link takes nothing.
+            let _ = timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
+        }
         let Self { hub, id, welcomed, end, orders, .. } = self;
         let gateway = &id.gateway;
         match &end {

@@ -139,7 +139,9 @@ impl Client<'_> {
                         Some(Ok(Message::Binary(_))) => {
                             return self.close(1003, "text messages only").await;
                         }
-                        Some(Ok(Message::Close(_))) | None => return Ok(()),
+                        // The answer is queued; it leaves with the flush (RFC 6455, section 5.5.1).
+                        Some(Ok(Message::Close(_))) => return write(self.socket.flush()).await,
+                        None => return Ok(()),
                         Some(Ok(_)) => {}
                         Some(Err(error)) => return Err(error),
                     }

@@ -14,7 +14,7 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The medium failed, or another process holds the spool.
-    #[error("the spool can't be read: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// It was left as it is.
     #[error(

@@ -159,12 +159,12 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "spool",
             "max_record_bytes = 0",
-            "spool.max_record_bytes: 0B is out of bounds; write 1B to 16MiB",
+            "spool.max_record_bytes: 0B is out of bounds; write 1B to 1MiB",
         ),
         (
             "spool",
             "max_record_bytes = '17MiB'",
-            "spool.max_record_bytes: 17MiB is out of bounds; write 1B to 16MiB",
+            "spool.max_record_bytes: 17MiB is out of bounds; write 1B to 1MiB",
         ),
         (
             "spool",

@@ -17,14 +17,12 @@ impl Commands {
     pub(super) fn send(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
         let expires = now.instant + command.ttl.min(MAX_TTL);
-        let life = self.known.get_mut(&id).expect("begun before it is sent");
-        life.live = Some(Live { command, step: Step::Journalling { expires } });
         if expires <= now.instant {
             self.finish(now, &id, State::Expired, None, None, Receipts::None);
             return;
         }
-        life.kept.sending = true;
-        self.write(&id);
+        self.live.insert(id.clone(), Live { command, step: Step::Journalling { expires } });
+        self.write_sending(&id, true);
         self.unjournalled.push(id);
     }
 
@@ -51,39 +49,42 @@ impl Commands {
             }
         }
         for id in std::mem::take(&mut self.journalling) {
-            let Some(life) = self.known.get_mut(&id) else { continue };
-            let Some(Live { command, step }) = &mut life.live else { continue };
+            let Some(Live { command, step }) = self.live.get_mut(&id) else { continue };
             let Step::Journalling { expires } = *step else { continue };
-            if !kept {
+            if kept {
+                *step = Step::Sending { until: now.instant + command.timeout.max(RETRY), expires };
+                self.hand_over(now, id);
+            } else {
                 // It was not sent, so that it may be tried as long as its time lasts.
-                life.kept.sending = false;
                 *step = Step::Waiting { expires, retry: now.instant + RETRY };
-                continue;
+                self.write_sending(&id, false);
             }
-            let topic = self.rules.topic.fill("{device}, {command} and {id}", |name| match name {
-                "device" => Some(&command.device),
-                "command" => Some(&command.name),
-                "id" => Some(command.id.as_str()),
-                _ => None,
-            });
-            let payload = payload_of(command);
-            let device = command.device.clone();
-            *step = Step::Sending { until: now.instant + command.timeout.max(RETRY), expires };
-            let first = life.kept.last.is_none();
-            if first {
-                self.advance(&id, State::Accepted, None, None, Receipts::None);
+        }
+    }
+
+    /// Hands a command to the device's source, and reports it accepted if that is news.
+    fn hand_over(&mut self, now: Now, id: CommandId) {
+        let command = &self.live[&id].command;
+        let topic = self.rules.topic.fill("{device}, {command} and {id}", |name| match name {
+            "device" => Some(&command.device),
+            "command" => Some(&command.name),
+            "id" => Some(id.as_str()),
+            _ => None,
+        });
+        let (device, payload) = (command.device.clone(), payload_of(command));
+        if self.known.get(&id).is_some_and(|kept| kept.last.is_none()) {
+            self.advance(&id, State::Accepted, None, None, Receipts::None);
+        }
+        match topic {
+            Ok(topic) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.deliveries.insert(token, id);
+                self.out.push_back(Out::Deliver { token, device, topic, payload });
             }
-            match topic {
-                Ok(topic) => {
-                    let token = self.next_token;
-                    self.next_token += 1;
-                    self.deliveries.insert(token, id);
-                    self.out.push_back(Out::Deliver { token, device, topic, payload });
-                }
-                Err(error) => {
-                    let why = failure("bad_params", &error.to_string());
-                    self.finish(now, &id, State::Failed, None, Some(why), Receipts::None);
-                }
+            Err(error) => {
+                let why = failure("bad_params", &error.to_string());
+                self.finish(now, &id, State::Failed, None, Some(why), Receipts::None);
             }
         }
     }
@@ -91,9 +92,7 @@ impl Commands {
     /// The device's transport took it.
     pub(in crate::gateway) fn handle_delivered(&mut self, now: Now, token: u64) {
         let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
-            return;
-        };
+        let Some(live) = self.live.get_mut(&id) else { return };
         if let Step::Sending { .. } = live.step {
             live.step = Step::Delivered { until: now.instant + live.command.timeout };
             self.advance(&id, State::Delivered, None, None, Receipts::None);
@@ -103,20 +102,16 @@ impl Commands {
     /// Nothing was sent: it waits for the device.
     pub(in crate::gateway) fn handle_undelivered(&mut self, now: Now, token: u64) {
         let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(life) = self.known.get_mut(&id) else { return };
-        let Some(live) = &mut life.live else { return };
+        let Some(live) = self.live.get_mut(&id) else { return };
         let Step::Sending { expires, .. } = live.step else { return };
         live.step = Step::Waiting { expires, retry: now.instant + RETRY };
-        life.kept.sending = false;
-        self.write(&id);
+        self.write_sending(&id, false);
     }
 
     /// The connection ended before the device's transport answered.
     pub(in crate::gateway) fn handle_interrupted(&mut self, now: Now, token: u64) {
         let Some(id) = self.deliveries.remove(&token) else { return };
-        let Some(live) = self.known.get_mut(&id).and_then(|life| life.live.as_mut()) else {
-            return;
-        };
+        let Some(live) = self.live.get_mut(&id) else { return };
         let Step::Sending { expires, .. } = live.step else { return };
         if live.command.idempotent {
             live.step = Step::Waiting { expires, retry: now.instant + RETRY };
@@ -131,11 +126,10 @@ impl Commands {
 
     /// A device is here: what waits for it is tried now.
     pub(in crate::gateway) fn handle_device_seen(&mut self, now: Now, device: &str) {
-        for life in self.known.values_mut() {
-            let Some(Live { command, step: Step::Waiting { retry, .. } }) = &mut life.live else {
-                continue;
-            };
-            if command.device == device {
+        for Live { command, step } in self.live.values_mut() {
+            if let Step::Waiting { retry, .. } = step
+                && command.device == device
+            {
                 *retry = now.instant;
             }
         }
@@ -150,11 +144,10 @@ impl Commands {
         payload: &[u8],
         receipt: Option<Receipt>,
     ) -> Result<Reply, Option<Receipt>> {
-        let reply_template = self.rules.reply.clone();
-        let Some(captures) = reply_template.matches(topic) else { return Err(receipt) };
+        let Some(captures) = self.rules.reply.matches(topic) else { return Err(receipt) };
         let id = captures.get("id").and_then(|id| CommandId::try_from(id.to_owned()).ok());
         let waiting = id.and_then(|id| {
-            let live = self.known.get(&id)?.live.as_ref()?;
+            let live = self.live.get(&id)?;
             let fits = captures.get("device").is_none_or(|device| device == live.command.device);
             (fits && matches!(live.step, Step::Sending { .. } | Step::Delivered { .. }))
                 .then_some(id)

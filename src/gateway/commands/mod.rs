@@ -60,7 +60,10 @@ pub struct Rules {
 #[derive(Debug)]
 pub(super) struct Commands {
     rules: Rules,
-    known: BTreeMap<CommandId, Life>,
+    /// What the journal keeps.
+    known: BTreeMap<CommandId, Kept>,
+    /// What is under way; an id out of the journal is not until the hub sends it again.
+    live: BTreeMap<CommandId, Live>,
     /// Deliveries that are with a source, by token.
     deliveries: HashMap<u64, CommandId>,
     next_token: u64,
@@ -95,13 +98,6 @@ struct Kept {
 }
 
 #[derive(Debug)]
-struct Life {
-    kept: Kept,
-    /// `None` for an id out of the journal that the hub did not send again yet.
-    live: Option<Live>,
-}
-
-#[derive(Debug)]
 struct Live {
     command: Command,
     step: Step,
@@ -121,18 +117,19 @@ enum Step {
 
 impl Commands {
     pub(super) fn new(rules: Rules, journal: impl IntoIterator<Item = (String, Bytes)>) -> Self {
-        let mut known = BTreeMap::new();
+        let mut known: BTreeMap<CommandId, Kept> = BTreeMap::new();
         for (id, bytes) in journal {
             let kept = serde_json::from_slice(&bytes);
             let (Ok(kept), Ok(id)) = (kept, CommandId::try_from(id)) else {
                 tracing::warn!("an entry of the command journal is unreadable and is left out");
                 continue;
             };
-            known.insert(id, Life { kept, live: None });
+            known.insert(id, kept);
         }
         Self {
             rules,
             known,
+            live: BTreeMap::new(),
             deliveries: HashMap::new(),
             next_token: 1,
             journal: Vec::new(),
@@ -154,60 +151,56 @@ impl Commands {
 
     /// How many are under way, and how many ids the journal keeps.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.known.values().filter(|life| life.live.is_some()).count(), self.known.len())
+        (self.live.len(), self.known.len())
     }
 
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
         let fingerprint = fingerprint(&command);
-        let under_way = self.counts().0;
-        match self.known.get_mut(&command.id) {
-            Some(life) if life.kept.fingerprint != fingerprint => {
+        let Some(kept) = self.known.get_mut(&command.id) else {
+            return self.handle_new(now, command, fingerprint);
+        };
+        let held = hub_n(&command);
+        match &mut kept.last {
+            _ if kept.fingerprint != fingerprint => {
                 let why = "this id is known with another content";
-                let n = life.kept.last.as_ref().map_or(0, |last| last.n).max(hub_n(&command)) + 1;
+                let n = kept.last.as_ref().map_or(0, |last| last.n).max(held) + 1;
                 let status =
                     status(&command.id, n, State::Rejected, Some(failure("conflict", why)));
-                if let Some(last) = &mut life.kept.last {
-                    last.n = n;
-                }
                 self.out.push_back(Out::Report(status, Receipts::None));
             }
-            Some(life) => match (&life.kept.last, &mut life.live) {
-                (Some(last), _) if last.state.is_final() => {
-                    let mut last = last.clone();
-                    last.n = last.n.max(hub_n(&command) + 1);
-                    self.out.push_back(Out::Report(last, Receipts::None));
-                }
-                // The hub sends again what has no final state yet; it is under way.
-                (_, Some(_)) => {}
-                (_, None) => self.resume(now, command),
-            },
-            None if command.hub_holds.is_some() => {
-                let why = "the journal of this gateway has no trace of the command";
-                self.begin(now, &command, fingerprint);
-                self.finish(
-                    now,
-                    &command.id,
-                    State::Unknown,
-                    None,
-                    Some(failure("journal_lost", why)),
-                    Receipts::None,
-                );
+            Some(last) if last.state.is_final() => {
+                last.n = last.n.max(held + 1);
+                self.out.push_back(Out::Report(last.clone(), Receipts::None));
             }
-            None => match self.refusal(&command, under_way) {
-                Some(failure) => {
-                    let status = status(&command.id, 1, State::Rejected, Some(failure));
-                    self.out.push_back(Out::Report(status, Receipts::None));
-                }
-                None => {
-                    self.begin(now, &command, fingerprint);
-                    self.send(now, command);
-                }
-            },
+            // The hub sends again what has no final state yet; it is under way.
+            _ if self.live.contains_key(&command.id) => {}
+            _ => self.resume(now, command),
+        }
+    }
+
+    fn handle_new(&mut self, now: Now, command: Command, fingerprint: u64) {
+        let refused = if command.hub_holds.is_some() {
+            let why = "the journal of this gateway has no trace of the command";
+            Some((State::Unknown, failure("journal_lost", why)))
+        } else {
+            self.refusal(&command).map(|failure| (State::Rejected, failure))
+        };
+        let Some((state, failure)) = refused else {
+            self.begin(now, &command, fingerprint);
+            return self.send(now, command);
+        };
+        if self.known.len() < MAX_JOURNAL {
+            // A refusal is kept like any other end: the same id must not be taken the next time.
+            self.begin(now, &command, fingerprint);
+            self.finish(now, &command.id, state, None, Some(failure), Receipts::None);
+        } else {
+            let status = status(&command.id, hub_n(&command) + 1, state, Some(failure));
+            self.out.push_back(Out::Report(status, Receipts::None));
         }
     }
 
     pub(super) fn handle_cancel(&mut self, now: Now, id: &CommandId) {
-        let step = self.known.get(id).and_then(|life| life.live.as_ref()).map(|live| live.step);
+        let step = self.live.get(id).map(|live| live.step);
         if let Some(Step::Journalling { .. } | Step::Waiting { .. }) = step {
             self.finish(now, id, State::Cancelled, None, None, Receipts::None);
         }
@@ -217,8 +210,8 @@ impl Commands {
     /// unknown.
     pub(super) fn handle_no_resend(&mut self, now: Now) {
         let open: Vec<(CommandId, bool)> = (self.known.iter())
-            .filter(|(_, life)| life.live.is_none() && !life.is_final())
-            .map(|(id, life)| (id.clone(), life.kept.sending))
+            .filter(|(id, kept)| !kept.is_final() && !self.live.contains_key(*id))
+            .map(|(id, kept)| (id.clone(), kept.sending))
             .collect();
         for (id, sending) in open {
             let (state, why) = match sending {
@@ -239,12 +232,11 @@ impl Commands {
     /// been is not.
     fn resume(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
-        let life = self.known.get_mut(&id).expect("the caller found it");
-        let held = hub_n(&command);
-        if let Some(last) = &mut life.kept.last {
-            last.n = last.n.max(held);
+        let kept = self.known.get_mut(&id).expect("the caller found it");
+        if let Some(last) = &mut kept.last {
+            last.n = last.n.max(hub_n(&command));
         }
-        if life.kept.sending && !command.idempotent {
+        if kept.sending && !command.idempotent {
             let why = failure("restarted", "the gateway restarted while it was under way");
             self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
         } else {
@@ -252,7 +244,7 @@ impl Commands {
         }
     }
 
-    fn refusal(&self, command: &Command, under_way: usize) -> Option<Failure> {
+    fn refusal(&self, command: &Command) -> Option<Failure> {
         let Command { device, name, .. } = command;
         if !record::is_device_name(device) {
             let why = format!("{device:?} can't be the name of a device");
@@ -271,7 +263,7 @@ impl Commands {
         if self.known.len() >= MAX_JOURNAL {
             return Some(failure("busy", "the command journal is full"));
         }
-        if under_way >= self.rules.inflight {
+        if self.live.len() >= self.rules.inflight {
             return Some(failure("busy", "too many commands are under way"));
         }
         None
@@ -285,28 +277,24 @@ impl Commands {
             last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
             keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
         };
-        self.known.insert(command.id.clone(), Life { kept, live: None });
+        self.known.insert(command.id.clone(), kept);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.known.values().filter_map(|life| life.live.as_ref()).map(|live| live.step.due()).min()
+        self.live.values().map(|live| live.step.due()).min()
     }
 
     pub(super) fn handle_deadline(&mut self, now: Now) {
-        let due: Vec<CommandId> = (self.known.iter())
-            .filter(|(_, life)| {
-                life.live.as_ref().is_some_and(|live| live.step.due() <= now.instant)
-            })
+        let due: Vec<CommandId> = (self.live.iter())
+            .filter(|(_, live)| live.step.due() <= now.instant)
             .map(|(id, _)| id.clone())
             .collect();
         for id in due {
-            let life = self.known.get_mut(&id).expect("just found");
-            let live = life.live.as_mut().expect("just found");
+            let live = self.live.get_mut(&id).expect("just found");
             match live.step {
                 Step::Waiting { expires, .. } if expires > now.instant => {
                     live.step = Step::Journalling { expires };
-                    life.kept.sending = true;
-                    self.write(&id);
+                    self.write_sending(&id, true);
                     self.unjournalled.push(id);
                 }
                 Step::Waiting { .. } | Step::Journalling { .. } => {
@@ -327,8 +315,8 @@ impl Commands {
     /// Forgets what was finished long enough ago.
     pub(super) fn forget_old(&mut self, now: Now) {
         let journal = &mut self.journal;
-        self.known.retain(|id, life| {
-            let keep = !life.is_final() || life.kept.keep_until_ms > now.wall.unix_ms;
+        self.known.retain(|id, kept| {
+            let keep = !kept.is_final() || kept.keep_until_ms > now.wall.unix_ms;
             if !keep {
                 journal.push((id.as_str().into(), Bytes::new()));
             }
@@ -345,9 +333,9 @@ impl Commands {
         error: Option<Failure>,
         receipts: Receipts,
     ) {
-        let Some(life) = self.known.get_mut(id) else { return };
-        life.live = None;
-        life.kept.keep_until_ms = life.kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
+        let Some(kept) = self.known.get_mut(id) else { return };
+        kept.keep_until_ms = kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
+        self.live.remove(id);
         self.deliveries.retain(|_, delivered| delivered != id);
         self.advance(id, state, result, error, receipts);
     }
@@ -361,10 +349,10 @@ impl Commands {
         error: Option<Failure>,
         receipts: Receipts,
     ) {
-        let Some(life) = self.known.get_mut(id) else { return };
-        let n = life.kept.last.as_ref().map_or(0, |last| last.n) + 1;
+        let Some(kept) = self.known.get_mut(id) else { return };
+        let n = kept.last.as_ref().map_or(0, |last| last.n) + 1;
         let next = Status { id: id.clone(), n, state, result, error };
-        life.kept.last = Some(next.clone());
+        kept.last = Some(next.clone());
         self.write(id);
         if state.is_final() {
             self.unreported.push((next, receipts));
@@ -373,9 +361,17 @@ impl Commands {
         }
     }
 
+    /// Journals whether a device may have the command from now on.
+    fn write_sending(&mut self, id: &CommandId, sending: bool) {
+        if let Some(kept) = self.known.get_mut(id) {
+            kept.sending = sending;
+            self.write(id);
+        }
+    }
+
     fn write(&mut self, id: &CommandId) {
-        let Some(life) = self.known.get(id) else { return };
-        let bytes = serde_json::to_vec(&life.kept).expect("a status has string keys only");
+        let Some(kept) = self.known.get(id) else { return };
+        let bytes = serde_json::to_vec(kept).expect("a status has string keys only");
         self.journal.push((id.as_str().into(), bytes.into()));
     }
 }
@@ -389,9 +385,9 @@ pub(super) enum Reply {
     Unexpected(Option<Receipt>),
 }
 
-impl Life {
+impl Kept {
     fn is_final(&self) -> bool {
-        self.kept.last.as_ref().is_some_and(|last| last.state.is_final())
+        self.last.as_ref().is_some_and(|last| last.state.is_final())
     }
 }
 
