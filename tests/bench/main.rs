@@ -44,7 +44,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds at the steady rate, each time
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 10)]
     seconds: usize,
     /// The steady rate, messages per second
     #[arg(long, default_value_t = 200)]
