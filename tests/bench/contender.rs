@@ -105,6 +105,7 @@ impl Stage {
         programs: &Programs,
         dir: &Path,
         arrivals: &Arrivals,
+        ack_after: Duration,
     ) -> anyhow::Result<Self> {
         if dir.exists() {
             fs::remove_dir_all(dir)?;
@@ -131,12 +132,14 @@ impl Stage {
                 stage.prepare_gateway(&programs.fieldgate, &source)?;
             }
             Contender::Listener => {
-                stage.far_port = sink::start(&certificates, arrivals.clone()).await?.port();
+                stage.far_port =
+                    sink::start(&certificates, arrivals.clone(), ack_after).await?.port();
                 let source = format!("[listener]\nbind = \"{}\"\n", stage.broker);
                 stage.prepare_gateway(&programs.fieldgate, &source)?;
             }
             Contender::Broker => {
-                stage.far_port = sink::start(&certificates, arrivals.clone()).await?.port();
+                stage.far_port =
+                    sink::start(&certificates, arrivals.clone(), ack_after).await?.port();
                 let broker = mosquitto(dir, "local", &listener_lines(stage.broker))?;
                 stage.local.push(start(broker, dir, "local")?);
                 listens(stage.broker).await?;

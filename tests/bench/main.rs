@@ -44,7 +44,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds at the steady rate, each time
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 10)]
     seconds: usize,
     /// The steady rate, messages per second
     #[arg(long, default_value_t = 200)]
@@ -52,6 +52,9 @@ struct Arguments {
     /// Messages flat out, each time
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
+    /// Milliseconds for which the sink holds an acknowledgement back, to make one of many
+    #[arg(long, default_value_t = 0)]
+    ack_after_ms: u64,
     /// Only these, separated by commas: bridge, listener, broker, hub
     #[arg(long, value_delimiter = ',', value_parser = named)]
     only: Vec<Contender>,
@@ -133,7 +136,8 @@ async fn measure(
     arguments: &Arguments,
 ) -> anyhow::Result<Round> {
     let arrivals = Arrivals::new();
-    let mut stage = Stage::set(contender, programs, dir, &arrivals).await?;
+    let ack_after = Duration::from_millis(arguments.ack_after_ms);
+    let mut stage = Stage::set(contender, programs, dir, &arrivals, ack_after).await?;
 
     // As many as knocking can publish before it gives up.
     const KNOCKS: usize = 100_000;

@@ -1,7 +1,7 @@
 //! The fast sink: a hub that takes everything and acknowledges at once, over TLS, so that what is
 //! measured is the gateway and not a store.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use fieldgate::protocol::{
@@ -13,7 +13,10 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep_until},
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::{
     accept_hdr_async,
@@ -29,14 +32,22 @@ use crate::arrivals::Arrivals;
 /// What the example of the protocol's section 3 grants.
 const WINDOW: Window = Window { records: 5000, bytes: 1 << 20 };
 
-/// Binds the sink to a free port and serves it in a task of its own.
-pub(crate) async fn start(certificates: &Path, arrivals: Arrivals) -> anyhow::Result<SocketAddr> {
+/// Records that wait for their acknowledgement at most: well below what the devices have in flight.
+const MAX_HELD: usize = 250;
+
+/// Binds the sink to a free port and serves it in a task of its own. Acknowledgements wait for
+/// `ack_after`, to be one for many.
+pub(crate) async fn start(
+    certificates: &Path,
+    arrivals: Arrivals,
+    ack_after: Duration,
+) -> anyhow::Result<SocketAddr> {
     let acceptor = acceptor(certificates).context("the sink's certificate")?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let session = serve(stream, acceptor.clone(), arrivals.clone());
+            let session = serve(stream, acceptor.clone(), arrivals.clone(), ack_after);
             tokio::spawn(async move {
                 // A gateway that is stopped cuts the link: the end of every session.
                 session.await.ok();
@@ -57,11 +68,27 @@ fn acceptor(certificates: &Path) -> anyhow::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, arrivals: Arrivals) -> anyhow::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    arrivals: Arrivals,
+    ack_after: Duration,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let stream = tls.accept(stream).await?;
     let mut socket = accept_hdr_async(stream, select_json).await?;
-    while let Some(message) = socket.next().await {
+    let mut held = Held::default();
+    loop {
+        let message = tokio::select! {
+            message = socket.next() => message,
+            () = held.due() => {
+                if let Some(position) = held.position.take() {
+                    socket.send(Message::text(ack(position).to_json())).await?;
+                }
+                continue;
+            }
+        };
+        let Some(message) = message else { return Ok(()) };
         let Message::Text(text) = message? else { continue };
         let Decoded::Message(message) = from_gateway(&text)? else { continue };
         let answer = match message {
@@ -87,14 +114,61 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, arrivals: Arrivals) -> anyho
                     }
                 }
                 let acked = data.seq + data.records.len() as u64 - 1;
-                ack(position(data.stream, data.epoch, acked))
+                let position = position(data.stream, data.epoch, acked);
+                match held.hold(position, data.records.len(), ack_after) {
+                    Some(position) => ack(position),
+                    None => continue,
+                }
             }
             GatewayMessage::Skip(skip) => ack(position(skip.stream, skip.epoch, skip.to - 1)),
             GatewayMessage::Error(_) | GatewayMessage::Auth { .. } => continue,
         };
         socket.send(Message::text(answer.to_json())).await?;
     }
-    Ok(())
+}
+
+/// An acknowledgement that waits for the next one, as `--ack-after` says.
+#[derive(Debug, Default)]
+struct Held {
+    position: Option<Position>,
+    records: usize,
+    since: Option<Instant>,
+    ack_after: Duration,
+}
+
+impl Held {
+    /// Holds `position`, or gives what must be acknowledged now.
+    fn hold(
+        &mut self,
+        position: Position,
+        records: usize,
+        ack_after: Duration,
+    ) -> Option<Position> {
+        self.ack_after = ack_after;
+        let other = (self.position.as_ref())
+            .is_some_and(|held| (&held.stream, held.epoch) != (&position.stream, position.epoch));
+        let before = self.position.replace(position);
+        if other {
+            (self.records, self.since) = (records, Some(Instant::now()));
+            return before;
+        }
+        if before.is_none() {
+            (self.records, self.since) = (0, Some(Instant::now()));
+        }
+        self.records += records;
+        if ack_after.is_zero() || self.records >= MAX_HELD {
+            return self.position.take();
+        }
+        None
+    }
+
+    /// Waits until what is held must go.
+    async fn due(&self) {
+        match self.since.filter(|_| self.position.is_some()) {
+            Some(since) => sleep_until(since + self.ack_after).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 fn position(
