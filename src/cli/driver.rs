@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{sleep_until, timeout_at},
+    time::{Sleep, sleep_until, timeout_at},
 };
 
 use super::disk::{Answer, DiskThread, Job};
@@ -44,7 +45,7 @@ const STOP_CLOSE: Duration = Duration::from_millis(500);
 const EARLIEST_MS: u64 = 1_767_225_600_000;
 
 /// Makes links: everything about the hub but the moment.
-pub(super) type Dialer = Box<dyn Fn(bool) -> Result<link::Target, String>>;
+pub(super) type Dialer = Box<dyn Fn(bool) -> Result<link::Target, String> + Send>;
 
 /// A running source.
 #[derive(Debug)]
@@ -83,6 +84,7 @@ pub(super) struct State {
     /// Deliveries that went to one source after another, by token.
     tried: HashMap<u64, (source::Delivery, SourceId)>,
     told: String,
+    alarm: Alarm,
 }
 
 enum Event {
@@ -128,6 +130,7 @@ impl Driver {
             deadline = Some(deadline.map_or(look, |at| at.min(look)));
         }
         let has_room = self.gateway.has_room();
+        let alarm = self.state.alarm.ring_by(deadline);
         let link = &mut self.state.link;
         let requests = link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
         tokio::select! {
@@ -140,7 +143,7 @@ impl Driver {
             Some(notice) = self.notices.recv() => Event::Notice(notice),
             Some(publish) = self.publishes.recv(), if has_room => Event::Publish(publish),
             Some(question) = self.questions.recv() => Event::Question(question),
-            () = until(deadline) => Event::Timeout,
+            () = alarm => Event::Timeout,
         }
     }
 
@@ -448,6 +451,7 @@ impl Driver {
                 return;
             }
             let deadline = self.gateway.poll_timeout().map_or(end, |at| at.min(end));
+            let alarm = self.state.alarm.ring_by(Some(deadline));
             let link = &mut self.state.link;
             let requests =
                 link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
@@ -457,7 +461,7 @@ impl Driver {
                 event = next_of(link), if link.is_some() => Event::Link(event),
                 () = room(requests), if waits_for_room => Event::Room,
                 Some(notice) = self.notices.recv() => Event::Notice(notice),
-                () = until(Some(deadline)) => Event::Timeout,
+                () = alarm => Event::Timeout,
             };
             self.handle(event);
         }
@@ -491,9 +495,31 @@ async fn room(requests: Option<mpsc::Sender<link::Request>>) {
     }
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => sleep_until(at.into()).await,
-        None => std::future::pending().await,
+/// One timer for the whole run. The deadline moves on with every record, so that it is set anew only
+/// to ring earlier, or when it rang; ringing too early costs one look.
+#[derive(Debug, Default)]
+struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    fn ring_by(&mut self, deadline: Option<Instant>) -> impl Future<Output = ()> + '_ {
+        if let Some(deadline) = deadline
+            && self.at.is_none_or(|at| deadline < at)
+        {
+            self.at = Some(deadline);
+            match &mut self.sleep {
+                Some(sleep) => sleep.as_mut().reset(deadline.into()),
+                None => self.sleep = Some(Box::pin(sleep_until(deadline.into()))),
+            }
+        }
+        async {
+            match &mut self.sleep {
+                Some(sleep) if self.at.is_some() => sleep.as_mut().await,
+                _ => std::future::pending().await,
+            }
+            self.at = None;
+        }
     }
 }
