@@ -495,8 +495,8 @@ async fn room(requests: Option<mpsc::Sender<link::Request>>) {
     }
 }
 
-/// One timer for the whole run. The deadline moves on with every record, so that it is set anew only
-/// to ring earlier, or when it rang; ringing too early costs one look.
+/// One timer for the whole run. The deadline moves on with every record, so that it is set anew
+/// only to ring earlier, or when it rang; ringing too early costs one look.
 #[derive(Debug, Default)]
 struct Alarm {
     sleep: Option<Pin<Box<Sleep>>>,

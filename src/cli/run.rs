@@ -164,7 +164,8 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
         state: State::default(),
     };
-    // As a task: a future that the runtime itself blocks on costs a system call more at each wake-up.
+    // As a task: a future that the runtime itself blocks on costs a system call more at each
+    // wake-up.
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
 }
 

@@ -2,6 +2,8 @@
 //! one seed: links are cut, acks lost, writes fail, the gateway crashes. A failing seed is printed
 //! and replays.
 
+mod link;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
