@@ -9,9 +9,12 @@ use std::{
     process::ExitCode,
 };
 
-use crate::config::{
-    Commands, Config, ConfigError, Durability, Listener, Mode, Mqtt, Spool, Uplink, show_duration,
-    show_size,
+use crate::{
+    config::{
+        Commands, Config, ConfigError, Durability, Listener, Mqtt, Spool, Uplink, show_duration,
+        show_size,
+    },
+    protocol::Mode,
 };
 
 /// Explains the file on standard output, or its faults on standard error.

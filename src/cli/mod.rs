@@ -13,10 +13,10 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, ops::log};
-
-/// The configuration is wrong (sysexits.h, EX_CONFIG): systemd does not restart on it.
-const EXIT_CONFIG: u8 = 78;
+use crate::{
+    config::{Config, ConfigError},
+    ops::log,
+};
 
 /// Wrong usage.
 const EXIT_USAGE: u8 = 2;
@@ -149,7 +149,7 @@ fn with_config(file: &std::path::Path, command: impl FnOnce(&Config) -> ExitCode
         Ok(config) => command(&config),
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::from(EXIT_CONFIG)
+            ExitCode::from(ConfigError::EXIT_CODE)
         }
     }
 }

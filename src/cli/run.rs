@@ -10,8 +10,8 @@ use super::{
     driver::{self, Driver, Source, State},
 };
 use crate::{
-    config::{self, Config},
-    gateway::{CommandRules, Gateway, Mode, Settings, TelemetryRule, UplinkSettings},
+    config::{self, Config, ConfigError},
+    gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
     identity::{self, Token},
     link,
     ops::control,
@@ -37,14 +37,14 @@ pub(super) fn run(file: &Path) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(super::EXIT_CONFIG);
+            return ExitCode::from(ConfigError::EXIT_CODE);
         }
     };
     let parts = match prepare(&config) {
         Ok(parts) => parts,
         Err(error) => {
             tracing::error!("{error:#}");
-            return ExitCode::from(super::EXIT_CONFIG);
+            return ExitCode::from(ConfigError::EXIT_CODE);
         }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -212,11 +212,7 @@ fn settings(
         inflight: INFLIGHT_COMMANDS,
     };
     let uplink = config.uplink.as_ref().map(|uplink| UplinkSettings {
-        mode: match uplink.protocol {
-            config::Mode::Managed => Mode::Managed,
-            config::Mode::Plain => Mode::Plain,
-            config::Mode::Auto => Mode::Auto,
-        },
+        mode: uplink.protocol,
         proven_managed: found.managed_url.as_deref() == Some(&uplink.url.to_string()),
         ping_interval: uplink.ping_interval,
         ping_timeout: uplink.ping_timeout,

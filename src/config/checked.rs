@@ -8,14 +8,19 @@ use std::{
 };
 
 use super::{
-    Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mode, Mqtt, Spool,
-    Telemetry, Uplink,
+    Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mqtt, Spool, Telemetry,
+    Uplink,
     error::{Fault, Origin},
     raw::{Raw, not_available},
     reader::{Places, Reader},
     values::{address, broker_url, hub_url, is_loopback},
 };
-use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
+use crate::{
+    command::Allow,
+    protocol::{Mode, StreamName},
+    record::is_device_name,
+    topic::Template,
+};
 
 const MAX_LANES: usize = 16;
 const MAX_ALLOWED: usize = 1_000;

@@ -32,7 +32,11 @@ use self::{
     raw::Raw,
     reader::Places,
 };
-use crate::{command::Allow, protocol::StreamName, topic::Template};
+use crate::{
+    command::Allow,
+    protocol::{Mode, StreamName},
+    topic::Template,
+};
 
 /// The largest file that is read, in bytes; a larger one is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -196,17 +200,6 @@ impl fmt::Debug for HubUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Which mode of PROTOCOL.md section 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// A hub that speaks the protocol.
-    Managed,
-    /// Any WebSocket server.
-    Plain,
-    /// Managed if the server answers so, else plain.
-    Auto,
 }
 
 /// `[spool]`

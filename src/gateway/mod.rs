@@ -39,7 +39,7 @@ use lane::{Lane, Receipts};
 use random::Random;
 use reports::Reports;
 pub use snapshot::Snapshot;
-pub use uplink::{Ended, Mode, UplinkSettings};
+pub use uplink::{Ended, UplinkSettings};
 use uplink::{Phase, Then, Uplink};
 
 use crate::{

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Now, random::Random};
-use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Position, close};
+use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, Position, close};
 
 /// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
 const TAKEN_OVER: Duration = Duration::from_secs(60);
@@ -44,17 +44,6 @@ pub struct UplinkSettings {
     pub backoff: (Duration, Duration),
     /// Whether commands of a plain server are obeyed.
     pub plain_commands: bool,
-}
-
-/// Which modes of PROTOCOL.md section 1 may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// A hub that speaks the protocol.
-    Managed,
-    /// Any WebSocket server.
-    Plain,
-    /// Managed if the server answers so, else plain.
-    Auto,
 }
 
 /// How a link ended.

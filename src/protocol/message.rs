@@ -11,6 +11,17 @@ use crate::command::{CommandId, State};
 /// The longest stream name, in bytes.
 const MAX_STREAM_BYTES: usize = 32;
 
+/// Which mode may be used towards a server (section 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A hub that speaks the protocol.
+    Managed,
+    /// Any WebSocket server.
+    Plain,
+    /// Managed if the server answers so, else plain.
+    Auto,
+}
+
 /// A stream: an ordered sequence of records of one gateway (section 3). 1 to 32 of `a-z 0-9 - _`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

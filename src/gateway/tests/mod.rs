@@ -15,8 +15,8 @@ use super::*;
 use crate::{
     command::{CommandId, State},
     protocol::{
-        Ack, CommandMessage, Decoded, ErrorMessage, GatewayMessage, HubMessage, Position, Skip,
-        Welcome, Window, WireBody, from_gateway,
+        Ack, CommandMessage, Decoded, ErrorMessage, GatewayMessage, HubMessage, Mode, Position,
+        Skip, Welcome, Window, WireBody, from_gateway,
     },
     record::Publish,
     spool::{Disk, DiskFile, Limits, Spool, journal::Journal},
