@@ -122,9 +122,10 @@ impl Gateway {
         let (mut entries, mut budget) = (Vec::new(), GROUP_BYTES);
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             let before = entries.len();
-            let trim = lane.trim_before_append();
             lane.take_unwritten(&mut entries, &mut budget);
-            if let Some((epoch, acked)) = trim.filter(|_| entries.len() > before) {
+            if entries.len() > before
+                && let Some((epoch, acked)) = lane.trim_before_append()
+            {
                 let request = DiskRequest::Trim { lane: index, epoch, acked };
                 self.outputs.push_back(Output::Disk(request));
             }

@@ -10,13 +10,14 @@ use super::{
 impl<D: Disk> Spool<D> {
     /// Appends a group and syncs it. When it returns `Ok`, every entry survives a power cut.
     ///
-    /// Older segments are evicted first if the group doesn't fit in `max_bytes`.
+    /// Older segments are evicted first if the group doesn't fit in `max_bytes`; what went since the
+    /// last success is said.
     ///
     /// # Errors
     /// Nothing of the group counts as kept; the files it went to are not written to again. The
     /// caller still has the entries and may append them anew.
     pub fn append(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
-        let evicted = self.make_room(entries)?;
+        self.make_room(entries)?;
         let touched = self.write_group(entries);
         let synced = match touched {
             Ok(streams) => self.sync_streams(&streams),
@@ -27,7 +28,7 @@ impl<D: Disk> Spool<D> {
                 for log in self.streams.iter_mut().filter_map(|stream| stream.logs.back_mut()) {
                     log.kept = log.next;
                 }
-                Ok(evicted)
+                Ok(std::mem::take(&mut self.evicted))
             }
             Err(error) => {
                 self.distrust(entries);
@@ -37,8 +38,7 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Evicts, oldest first from the last stream forward, until the group fits.
-    fn make_room(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
-        let mut evicted = Vec::new();
+    fn make_room(&mut self, entries: &[Entry]) -> io::Result<()> {
         for events in [true, false] {
             let wanted: u64 =
                 entries.iter().filter(|e| !events || e.stream == 0).map(Entry::frame_bytes).sum();
@@ -60,10 +60,10 @@ impl<D: Disk> Spool<D> {
                     (0..self.streams.len()).rev().find(|index| self.stream_bytes(*index) > 0)
                 };
                 let Some(victim) = victim else { break };
-                evicted.extend(self.evict_oldest(victim)?);
+                self.evict_oldest(victim)?;
             }
         }
-        Ok(evicted)
+        Ok(())
     }
 
     fn stream_bytes(&self, stream: usize) -> u64 {
@@ -72,19 +72,22 @@ impl<D: Disk> Spool<D> {
 
     /// The skip is on the medium before the segment goes: a crash between leaves an announced
     /// eviction, which the next start completes.
-    fn evict_oldest(&mut self, index: usize) -> io::Result<Option<Evicted>> {
-        let stream = &mut self.streams[index];
-        let Some(log) = stream.logs.iter_mut().find(|log| !log.segments.is_empty()) else {
-            return Ok(None);
-        };
-        let epoch = log.epoch;
-        let oldest = &log.segments[0];
-        let from = oldest.first.max(log.acked + 1);
-        let to = oldest.next;
-        let records = log.add_skip(from, to, "evicted");
-        self.save_positions()?;
+    fn evict_oldest(&mut self, index: usize) -> io::Result<()> {
+        let place = self.streams[index].logs.iter().position(|log| !log.segments.is_empty());
+        let Some(place) = place else { return Ok(()) };
+        let log = &mut self.streams[index].logs[place];
+        let (epoch, before) = (log.epoch, log.skips.clone());
+        let from = log.segments[0].first.max(log.acked + 1);
+        let records = log.add_skip(from, log.segments[0].next, "evicted");
+        if let Err(error) = self.save_positions() {
+            self.streams[index].logs[place].skips = before;
+            return Err(error);
+        }
         self.unlink_oldest(index, epoch);
-        Ok((records > 0).then_some(Evicted { stream: index, epoch, records }))
+        if records > 0 {
+            self.evicted.push(Evicted { stream: index, epoch, records });
+        }
+        Ok(())
     }
 
     fn write_group(&mut self, entries: &[Entry]) -> io::Result<Vec<usize>> {

@@ -152,6 +152,8 @@ pub struct Spool<D: Disk> {
     bytes: u64,
     written_bytes: u64,
     syncs: u64,
+    /// Evicted and not yet said.
+    evicted: Vec<Evicted>,
 }
 
 #[derive(Debug)]

@@ -90,7 +90,16 @@ pub(super) fn open<D: Disk>(
             tracing::debug!(%error, file = name, "a finished segment could not be deleted");
         }
     }
-    let spool = Spool { disk, limits, ordinal, streams, bytes, written_bytes: 0, syncs: 0 };
+    let spool = Spool {
+        disk,
+        limits,
+        ordinal,
+        streams,
+        bytes,
+        written_bytes: 0,
+        syncs: 0,
+        evicted: Vec::new(),
+    };
     Ok((spool, report))
 }
 

@@ -412,3 +412,29 @@ fn a_record_that_ends_every_session_becomes_a_poison_skip_and_no_other_is_lost()
     let [skip] = &skips[..] else { panic!("{skips:?}") };
     assert_eq!((skip.from, skip.to, skip.reason.as_str()), (5, 6, "poison"));
 }
+
+/// The ack of a record that never touched the disk was once told to the spool with a group that had
+/// nothing of that lane, and so not at all: after a crash the hole before the next record of the
+/// lane looked like damage.
+#[test]
+fn the_spool_hears_of_acks_before_it_gets_what_follows_them() {
+    let mut bench = Bench::new(Mode::Managed, |_| {});
+    bench.welcomed();
+    bench.publish(1);
+    bench.ack(1);
+    bench.gateway.handle_refused(bench.now, Some("d"), "too_large", None);
+    bench.pass(Duration::from_secs(3));
+    let [DiskRequest::Append(entries)] = &bench.disk[..] else { panic!("{:?}", bench.disk) };
+    assert_eq!(entries[0].stream, 0, "the refusal alone");
+    bench.gateway.handle_appended(bench.now, Ok(Vec::new()));
+    bench.disk.clear();
+    bench.publish(1);
+    bench.gateway.handle_exhausted(bench.now);
+    bench.look();
+    let [DiskRequest::Trim { lane: 1, acked: 1, .. }, DiskRequest::Append(entries)] =
+        &bench.disk[..]
+    else {
+        panic!("{:?}", bench.disk)
+    };
+    assert_eq!((entries[0].stream, entries[0].seq), (1, 2));
+}
