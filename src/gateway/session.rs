@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{
     DiskRequest, Ended, Gateway, Now, Output, Transmit,
-    lane::Lane,
     uplink::{Phase, Then, Uplink},
 };
 use crate::{
@@ -111,7 +110,8 @@ impl Gateway {
             tracing::info!(reason = %ended, retry_ms, "the link is down");
         }
         if was_live && by_peer {
-            self.lanes.iter_mut().for_each(Lane::handle_session_ended_by_peer);
+            let lanes = self.lanes.iter_mut();
+            lanes.for_each(|lane| lane.handle_session_ended_by_peer(now.instant));
         }
         self.forget_session();
         self.settle(now);
@@ -134,8 +134,7 @@ impl Gateway {
         tracing::info!(hub, session, "the session with the hub is on");
         uplink.go_live(now, true, session, limits);
         for lane in &mut self.lanes {
-            lane.rewind();
-            lane.set_window(Window::default());
+            lane.begin(now.instant, Window::default());
         }
         for position in streams {
             self.handle_position(&position, true);
@@ -147,8 +146,7 @@ impl Gateway {
         tracing::info!("plain mode: records go as text frames, the pong barrier confirms them");
         uplink.go_live(now, false, String::new(), HubLimits::default());
         for lane in &mut self.lanes {
-            lane.rewind();
-            lane.set_window(Window { records: 1000, bytes: 1 << 20 });
+            lane.begin(now.instant, Window::default());
         }
         self.commands.handle_no_resend(now);
         self.settle(now);

@@ -18,6 +18,7 @@ impl Gateway {
             self.reports.next_due(),
             self.commands.next_deadline(),
             self.disk.retry_at,
+            self.lanes.iter().filter_map(Lane::quiet_until).min(),
             Some(self.forget_at),
         ]
         .into_iter()
@@ -34,6 +35,7 @@ impl Gateway {
             self.forget_at = now.instant + FORGET_EVERY;
             self.commands.forget_old(now);
         }
+        self.lanes.iter_mut().for_each(|lane| lane.handle_timeout(now.instant));
         self.commands.handle_deadline(now);
         self.handle_uplink_timeout(now);
         self.settle(now);

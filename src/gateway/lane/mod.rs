@@ -7,7 +7,10 @@
 mod disk;
 mod uplink;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -26,6 +29,11 @@ pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
 /// After so many sessions that the peer ended on the same unacknowledged batch, the batch is halved
 /// (PROTOCOL.md, 4).
 const STRIKES: u32 = 3;
+
+/// So long a session must live without a single suspect record before that is sent, and so soon it
+/// must end then for the record to be the cause. A link that flaps condemns nothing.
+const QUIET: Duration = Duration::from_secs(30);
+const SUDDEN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -61,6 +69,8 @@ pub(super) struct Lane {
     flight_bytes: u64,
     window: Window,
     suspect: Suspect,
+    /// A single suspect record is held back until then, to see whether the session lives without it.
+    quiet_until: Option<Instant>,
     /// Since start: skipped records, as the hub was told.
     pub(super) skipped: u64,
 }
@@ -118,8 +128,10 @@ struct Suspect {
     epoch: Option<Epoch>,
     first: u64,
     strikes: u32,
-    /// How many records a batch that begins at `first` may have.
+    /// How many records a batch that begins at `first` may have; 0 when a single one is suspect.
     limit: Option<u64>,
+    /// The single record ended a session that had lived well without it.
+    guilty: bool,
 }
 
 /// The next thing to send.
@@ -152,6 +164,7 @@ impl Lane {
             flight_bytes: 0,
             window: Window::default(),
             suspect: Suspect::default(),
+            quiet_until: None,
             skipped: 0,
         }
     }

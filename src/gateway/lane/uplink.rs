@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Batch, Lane, Next, Retiring, STRIKES, Suspect, disk::end_of};
+use super::{Batch, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
     protocol::{Epoch, Position, Window},
     record::Receipt,
@@ -15,24 +15,45 @@ impl Lane {
         self.flight.clear();
         (self.flight_records, self.flight_bytes) = (0, 0);
         self.ahead.clear();
+        self.quiet_until = None;
         for state in &mut self.epochs {
             state.send = state.acked + 1;
             state.owed = None;
         }
     }
 
+    /// A session with `window` begins.
+    pub(in crate::gateway) fn begin(&mut self, now: Instant, window: Window) {
+        self.rewind();
+        self.window = window;
+        let on_trial = self.suspect.limit == Some(0) && !self.suspect.guilty;
+        self.quiet_until = on_trial.then(|| now + QUIET);
+    }
+
+    /// When a record that is held back may go.
+    pub(in crate::gateway) fn quiet_until(&self) -> Option<Instant> {
+        self.quiet_until
+    }
+
+    pub(in crate::gateway) fn handle_timeout(&mut self, now: Instant) {
+        self.quiet_until = self.quiet_until.filter(|until| *until > now);
+    }
+
     /// The peer ended a session while something was under way: the same batch again and again is
     /// suspect.
-    pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self) {
+    pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self, now: Instant) {
         let Some(batch) = self.flight.front() else { return };
         let (epoch, first) = (Some(self.epochs[0].epoch), batch.first);
         if (self.suspect.epoch, self.suspect.first) != (epoch, first) {
-            self.suspect = Suspect { epoch, first, strikes: 0, limit: None };
+            self.suspect = Suspect { epoch, first, ..Suspect::default() };
+        }
+        if self.suspect.limit == Some(0) {
+            self.suspect.guilty = now - batch.sent <= SUDDEN;
+            return;
         }
         self.suspect.strikes += 1;
         if self.suspect.strikes >= STRIKES {
             self.suspect.strikes = 0;
-            // Below one record there is nothing left to halve: `peek` makes it a skip.
             self.suspect.limit =
                 Some(self.suspect.limit.map_or(batch.records / 2, |limit| limit / 2));
         }
@@ -119,11 +140,14 @@ impl Lane {
         if seq >= end || !(in_batch || self.has_room()) {
             return None;
         }
-        if self.suspect.epoch == Some(epoch)
-            && self.suspect.first == seq
-            && self.suspect.limit == Some(0)
-        {
-            return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: "poison".into() });
+        let suspect = &self.suspect;
+        if (suspect.epoch, suspect.first, suspect.limit) == (Some(epoch), seq, Some(0)) {
+            if suspect.guilty {
+                return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: "poison".into() });
+            }
+            if self.quiet_until.is_some() {
+                return None;
+            }
         }
         if seq >= self.on_disk_end() {
             let bytes = self.memory[(seq - self.memory_first) as usize].bytes.clone();
@@ -206,10 +230,6 @@ impl Lane {
             acked: state.send - 1,
             window: None,
         })
-    }
-
-    pub(in crate::gateway) fn set_window(&mut self, window: Window) {
-        self.window = window;
     }
 
     fn land(&mut self, acked: u64) {

@@ -378,29 +378,34 @@ fn a_used_up_window_is_written_at_once_and_only_then() {
     assert!(!appended, "the hub's time begins anew");
 }
 
-#[test]
-fn a_record_that_ends_every_session_becomes_a_poison_skip_and_no_other_is_lost() {
+/// Sessions with a hub that dies on record 5 and takes what comes before it; each lives for `life`.
+fn with_a_hub_that_dies_on_record_5(life: Duration, sessions: usize) -> (u64, Vec<Skip>) {
     let mut bench = Bench::new(Mode::Managed, |_| {});
-    let mut skips = Vec::new();
-    let mut acked = 0;
+    let (mut skips, mut acked) = (Vec::new(), 0);
     bench.publish(8);
-    for _ in 0..200 {
+    for _ in 0..sessions {
         bench.resumed(acked);
-        // The hub dies on record 5; it takes what comes before it.
-        while let Some(text) = bench.texts().first().map(|text| (*text).clone()) {
-            bench.sent.remove(0);
+        let end = bench.now.instant + life;
+        let mut dies = false;
+        while !dies && (bench.now.instant < end || !bench.texts().is_empty()) {
+            if bench.texts().is_empty() {
+                bench.pass(Duration::from_secs(1));
+                bench.gateway.handle_frame(bench.now);
+                continue;
+            }
+            let Transmit::Text(text) = bench.sent.remove(0) else { continue };
             match from_gateway(&text) {
                 Ok(Decoded::Message(GatewayMessage::Data(data))) => {
                     let end = data.seq + data.records.len() as u64;
-                    if (data.seq..end).contains(&5) {
-                        break;
+                    dies = (data.seq..end).contains(&5);
+                    if !dies {
+                        acked = end - 1;
+                        bench.ack(acked);
                     }
-                    acked = end - 1;
-                    bench.ack(acked);
                 }
                 Ok(Decoded::Message(GatewayMessage::Skip(skip))) => {
                     acked = skip.to - 1;
-                    skips.push(skip.clone());
+                    skips.push(skip);
                     bench.ack(acked);
                 }
                 _ => {}
@@ -408,9 +413,21 @@ fn a_record_that_ends_every_session_becomes_a_poison_skip_and_no_other_is_lost()
         }
         bench.end(Ended::Cut("the hub died".into()));
     }
+    (acked, skips)
+}
+
+#[test]
+fn a_record_that_ends_every_session_becomes_a_poison_skip_and_no_other_is_lost() {
+    let (acked, skips) = with_a_hub_that_dies_on_record_5(Duration::from_secs(60), 40);
     assert_eq!(acked, 8);
     let [skip] = &skips[..] else { panic!("{skips:?}") };
     assert_eq!((skip.from, skip.to, skip.reason.as_str()), (5, 6, "poison"));
+}
+
+#[test]
+fn a_link_that_flaps_condemns_no_record() {
+    let (acked, skips) = with_a_hub_that_dies_on_record_5(Duration::from_secs(20), 200);
+    assert_eq!((acked, skips.len()), (4, 0));
 }
 
 /// The ack of a record that never touched the disk was once told to the spool with a group that had
