@@ -10,8 +10,8 @@ use super::{
 impl<D: Disk> Spool<D> {
     /// Appends a group and syncs it. When it returns `Ok`, every entry survives a power cut.
     ///
-    /// Older segments are evicted first if the group doesn't fit in `max_bytes`; what went since the
-    /// last success is said.
+    /// Older segments are evicted first if the group doesn't fit in `max_bytes`; it says what went
+    /// since the last success.
     ///
     /// # Errors
     /// Nothing of the group counts as kept; the files it went to are not written to again. The

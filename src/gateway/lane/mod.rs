@@ -69,7 +69,7 @@ pub(super) struct Lane {
     flight_bytes: u64,
     window: Window,
     suspect: Suspect,
-    /// A single suspect record is held back until then, to see whether the session lives without it.
+    /// A single suspect record is held back until then: does the session live without it?
     quiet_until: Option<Instant>,
     /// Since start: skipped records, as the hub was told.
     pub(super) skipped: u64,
