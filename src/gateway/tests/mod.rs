@@ -75,6 +75,18 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.spend()?;
+        let files = &mut self.0.borrow_mut().files;
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         self.spend()?;
         let content = Rc::new(RefCell::new(content.to_vec()));
