@@ -19,7 +19,7 @@ use crate::{
     gateway::DiskRequest,
     protocol::Epoch,
     spool::{
-        DirectoryDisk, Disk as _, Evicted, HeldRange, Item, Limits, OpenError, Report, Spool,
+        Appended, DirectoryDisk, Disk as _, HeldRange, Item, Limits, OpenError, Report, Spool,
         journal::Journal,
     },
 };
@@ -41,7 +41,7 @@ pub(super) enum Job {
 /// What the thread answers.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Appended(Result<Vec<Evicted>, String>),
+    Appended(Result<Appended, String>),
     Read { lane: usize, epoch: Epoch, result: Result<Vec<Item>, String> },
     Retired { lane: usize, epoch: Epoch, result: Result<(), String> },
     Journalled(Result<(), String>),

@@ -113,7 +113,8 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     names.extend(config.spool.lanes.iter().map(StreamName::as_str));
     let segment_bytes =
         (config.spool.max_bytes / SEGMENTS).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
-    let limits = Limits { max_bytes: config.spool.max_bytes, segment_bytes };
+    let limits =
+        Limits { max_bytes: config.spool.max_bytes, segment_bytes, min_free_bytes: 0, tail: 0 };
     let (disk, found) = disk::start(&spool_dir, &names, limits, epoch)
         .with_context(|| format!("the spool in {} can't be used", spool_dir.display()))?;
     report(&found);

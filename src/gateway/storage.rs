@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     protocol::Epoch,
-    spool::{Evicted, Item},
+    spool::{Appended, Item},
 };
 
 impl Gateway {
     /// An append ended.
-    pub fn handle_appended(&mut self, now: Now, result: Result<Vec<Evicted>, String>) {
+    pub fn handle_appended(&mut self, now: Now, result: Result<Appended, String>) {
         self.disk.appending = false;
         let mut safe = Vec::new();
         for lane in &mut self.lanes {
@@ -22,7 +22,7 @@ impl Gateway {
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         self.note_disk(now, result.as_ref().err());
-        for evicted in result.unwrap_or_default() {
+        for evicted in result.unwrap_or_default().evicted {
             let stream = &self.lanes[evicted.stream].name;
             let records = evicted.records;
             self.disk.evicted += records;

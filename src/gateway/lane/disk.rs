@@ -29,7 +29,7 @@ impl Lane {
         while seq < next && *budget > 0 {
             let bytes = self.memory[(seq - self.memory_first) as usize].bytes.clone();
             *budget = budget.saturating_sub(bytes.len());
-            entries.push(Entry { stream: self.index, seq, bytes });
+            entries.push(Entry { stream: self.index, seq, bytes, origin: None });
             seq += 1;
             self.disk_end = seq;
         }

@@ -572,7 +572,7 @@ fn start(
     starts: u64,
     disk_first: bool,
 ) -> (Gateway, Spool<MemoryDisk>, Journal<MemoryFile>) {
-    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512 };
+    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512, min_free_bytes: 0, tail: 0 };
     let settings = settings(starts, disk_first);
     let opened = Spool::open(medium.clone(), &["events", "telemetry"], limits, settings.epoch.0);
     let (spool, report) = opened.unwrap();
