@@ -391,4 +391,6 @@ impl EpochLog {
 }
 
 #[cfg(test)]
+pub(crate) mod simulated;
+#[cfg(test)]
 mod tests;
