@@ -97,6 +97,7 @@ impl<D: Disk> Spool<D> {
             return Ok(());
         }
         self.streams[index].active = None;
+        self.remove_unwanted()?;
         let spare = self.take_spare()?;
         let smallest = self.smallest_segment();
         let Self { disk, streams, .. } = self;
@@ -120,7 +121,14 @@ impl<D: Disk> Spool<D> {
             file.sync()?;
             Ok((file, stale_bytes))
         };
-        let (file, stale_bytes) = begin().inspect_err(|_| drop(disk.remove(&name)))?;
+        let (file, stale_bytes) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.unwanted.push(name);
+                self.remove_unwanted().ok();
+                return Err(error);
+            }
+        };
         let len = segment::HEADER_BYTES as u64;
         if let Some(before) = log.segments.back_mut() {
             before.next = before.next.min(first);
@@ -158,7 +166,7 @@ impl<D: Disk> Spool<D> {
             if !entries.iter().any(|entry| entry.stream == index) {
                 continue;
             }
-            let Self { disk, streams, bytes, .. } = self;
+            let Self { streams, bytes, unwanted, .. } = self;
             let stream = &mut streams[index];
             stream.active = None;
             stream.cursor = None;
@@ -170,14 +178,25 @@ impl<D: Disk> Spool<D> {
                 log.segments.pop_back();
                 *bytes -= last.file_bytes;
                 let name = segment::file_name(&stream.name, log.ordinal, log.epoch, last.first);
-                // If it stays, the next segment of this number replaces it, or the next start
-                // passes over it.
-                drop(disk.remove(&name));
+                unwanted.push(name);
             }
             if let Some(last) = log.segments.back_mut() {
                 last.next = last.next.min(log.kept);
             }
         }
+        self.remove_unwanted().ok();
+    }
+
+    /// Removes what failed appends have left. Nothing is appended before that is done: by its name
+    /// such a file would stand, at the next start, before records that were kept since.
+    fn remove_unwanted(&mut self) -> io::Result<()> {
+        while let Some(name) = self.unwanted.last() {
+            match self.disk.remove(name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.unwanted.pop(),
+            };
+        }
+        Ok(())
     }
 }
 

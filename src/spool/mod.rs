@@ -201,6 +201,8 @@ pub struct Spool<D: Disk> {
     syncs: u64,
     /// Evicted and not yet said.
     evicted: Vec<Evicted>,
+    /// Files that failed appends have left and that could not be removed yet.
+    unwanted: Vec<String>,
 }
 
 /// A file that may be written again.
@@ -390,5 +392,7 @@ impl EpochLog {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;

@@ -110,6 +110,7 @@ pub(super) fn open<D: Disk>(
         written_bytes: 0,
         syncs: 0,
         evicted: Vec::new(),
+        unwanted: Vec::new(),
     };
     let smallest = spool.smallest_segment();
     for segment in spool.streams.iter_mut().flat_map(|s| &mut s.logs).flat_map(|l| &mut l.segments)

@@ -111,9 +111,13 @@ impl<D: Disk> Spool<D> {
         (self.limits.segment_bytes / MIN_SEGMENT_SHARE).max(segment::HEADER_BYTES as u64)
     }
 
-    /// The stream whose oldest segment goes next.
+    /// The stream whose oldest segment goes next: never one that the group under way is in.
     fn victim(&self) -> Option<usize> {
-        (0..self.streams.len()).rev().find(|index| self.streams[*index].bytes() > 0)
+        (0..self.streams.len()).rev().find(|index| {
+            let logs = &self.streams[*index].logs;
+            let oldest = logs.iter().find_map(|log| Some((log.segments.front()?, log.kept)));
+            oldest.is_some_and(|(segment, kept)| segment.next <= kept)
+        })
     }
 
     /// A file for the next segment, from what was acknowledged or, where the medium is nearly full,
