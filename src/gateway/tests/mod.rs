@@ -3,6 +3,7 @@
 //! and replays.
 
 mod link;
+mod resend;
 
 use std::{
     cell::RefCell,
@@ -237,6 +238,11 @@ struct World {
     now: Now,
     medium: MemoryDisk,
     disk_first: bool,
+    live_first: bool,
+    /// How many publishes of a session are remembered.
+    window: usize,
+    /// Receipts of earlier connections answer nobody.
+    deaf_before: u64,
     gateway: Gateway,
     spool: Spool<MemoryDisk>,
     journal: Journal<MemoryFile>,
@@ -304,17 +310,24 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
 
 impl World {
     fn new(seed: u64) -> Self {
+        Self::with(seed, None)
+    }
+
+    fn with(seed: u64, disk_first: Option<bool>) -> Self {
         let mut random = Random::new(seed);
         let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
         let now = Now { instant: Instant::now(), wall };
         let medium = MemoryDisk::default();
-        let disk_first = random.next().is_multiple_of(2);
-        let (gateway, spool, journal) = start(now, &medium, 1, disk_first);
+        let disk_first = disk_first.unwrap_or(random.next().is_multiple_of(2));
+        let (gateway, spool, journal) = start(now, &medium, settings(1, disk_first));
         Self {
             random,
             now,
             medium,
             disk_first,
+            live_first: false,
+            window: 20,
+            deaf_before: 0,
             gateway,
             spool,
             journal,
@@ -435,7 +448,12 @@ impl World {
         self.reached.extend(self.deliveries.drain(..).map(|(_, id)| id));
         self.link = Link::None;
         self.starts += 1;
-        let started = start(self.now, &self.medium, self.starts, self.disk_first);
+        let settings = Settings {
+            live_first: self.live_first,
+            window: self.window,
+            ..settings(self.starts, self.disk_first)
+        };
+        let started = start(self.now, &self.medium, settings);
         (self.gateway, self.spool, self.journal) = started;
         // What was not safe is the source's to publish again; here it is simply gone.
     }
@@ -510,6 +528,7 @@ impl World {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::Disk(request) => self.jobs.push_back(request),
+            Output::Safe(receipt) if receipt.connection < self.deaf_before => {}
             Output::Safe(receipt) => {
                 assert!(self.safe.insert(receipt.number), "a receipt was given back twice");
             }
@@ -528,8 +547,8 @@ impl World {
         }
     }
 
-    /// Everything heals; then everything that was safe is at the hub, once and in order.
-    fn settle(&mut self) {
+    /// Everything heals, and everything is at the hub.
+    fn run_until_idle(&mut self) {
         self.medium.0.borrow_mut().failing_after = None;
         for _ in 0..3000 {
             while !self.jobs.is_empty() {
@@ -552,6 +571,11 @@ impl World {
         }
         let held: u64 = self.gateway.lanes.iter().map(Lane::held_records).sum();
         assert_eq!(held, 0, "something is stuck: {:#?}", self.gateway);
+    }
+
+    /// Everything that was safe is at the hub, once and in order.
+    fn settle(&mut self) {
+        self.run_until_idle();
         assert_eq!(self.hub.lost, 0, "nothing was evicted or damaged");
         let applied: BTreeSet<u64> = self.hub.applied.iter().copied().collect();
         assert_eq!(applied.len(), self.hub.applied.len(), "a record came twice");
@@ -574,11 +598,10 @@ impl World {
 fn start(
     now: Now,
     medium: &MemoryDisk,
-    starts: u64,
-    disk_first: bool,
+    settings: Settings,
 ) -> (Gateway, Spool<MemoryDisk>, Journal<MemoryFile>) {
-    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512, min_free_bytes: 0, tail: 0 };
-    let settings = settings(starts, disk_first);
+    let limits =
+        Limits { max_bytes: 1 << 24, segment_bytes: 512, min_free_bytes: 0, tail: settings.window };
     let opened = Spool::open(medium.clone(), &["events", "telemetry"], limits, settings.epoch.0);
     let (spool, report) = opened.unwrap();
     assert_eq!(report.damage, [""; 0], "no crash here damages anything");
@@ -592,19 +615,25 @@ fn start(
 
 #[test]
 fn what_was_acknowledged_arrives_once_and_in_order() {
-    let only = std::env::var("FIELDGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = only.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        let run = std::panic::catch_unwind(|| {
+    for seed in seeds(SEEDS) {
+        replayable(seed, || {
             let mut world = World::new(seed);
             for _ in 0..STEPS {
                 world.step();
             }
             world.settle();
         });
-        if let Err(panic) = run {
-            eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
-            std::panic::resume_unwind(panic);
-        }
+    }
+}
+
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let only = std::env::var("FIELDGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    only.map_or(0..count, |seed: u64| seed..seed + 1)
+}
+
+fn replayable(seed: u64, run: impl FnOnce() + std::panic::UnwindSafe) {
+    if let Err(panic) = std::panic::catch_unwind(run) {
+        eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
+        std::panic::resume_unwind(panic);
     }
 }
