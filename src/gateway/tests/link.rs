@@ -27,7 +27,7 @@ impl Bench {
         let mut settings = settings(1, false);
         settings.uplink.as_mut().expect("there is one").mode = mode;
         change(&mut settings);
-        let gateway = Gateway::new(now, settings, &[], []);
+        let gateway = Gateway::new(now, settings, Ok(Held::default()));
         let (disk, dials, sent) = (Vec::new(), Vec::new(), Vec::new());
         let mut bench = Self { now, gateway, disk, dials, hangups: 0, safe: 0, sent };
         bench.pass(Duration::ZERO);
@@ -121,6 +121,7 @@ impl Bench {
                     retained: false,
                     source: SourceId(0),
                     receipt: Some(Receipt { source: SourceId(0), connection: 1, number }),
+                    packet: None,
                 },
             );
         }

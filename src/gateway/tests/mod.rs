@@ -291,6 +291,9 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
             plain_commands: false,
         }),
         disk_first,
+        live_first: false,
+        max_age: None,
+        window: 20,
         write_after: Duration::from_secs(1),
         max_record_bytes: 1000,
         memory_bytes: 1 << 20,
@@ -363,6 +366,7 @@ impl World {
                     retained: false,
                     source: SourceId(0),
                     receipt: Some(receipt),
+                    packet: None,
                 },
             );
         }
@@ -384,6 +388,7 @@ impl World {
             DiskRequest::Trim { lane, epoch, acked } => {
                 self.spool.trim(lane, epoch.0, acked).ok();
             }
+            DiskRequest::Begin { lane, epoch } => self.spool.begin_epoch(lane, epoch.0),
             DiskRequest::Retire { lane, epoch } => {
                 let result = self.spool.retire(lane, epoch.0).map_err(|error| error.to_string());
                 self.gateway.handle_retired(self.now, lane, epoch, result);
@@ -580,7 +585,9 @@ fn start(
     let journal = Journal::open(medium).unwrap();
     let entries: Vec<(String, Bytes)> =
         journal.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
-    (Gateway::new(now, settings, &spool.held(), entries), spool, journal)
+    let tails = spool.tails().collect();
+    let held = Held { ranges: spool.held(), journal: entries, tails };
+    (Gateway::new(now, settings, Ok(held)), spool, journal)
 }
 
 #[test]
