@@ -94,14 +94,7 @@ pub(super) fn open<D: Disk>(
         stream.logs.iter_mut().for_each(|log| log.kept = log.next);
         stream.logs.push_back(EpochLog::new(ordinal, epoch));
     }
-    // Opening needs no free space and no writable medium: what can't be deleted now is met again at
-    // the next start.
-    for name in unlink.iter().chain(&found.leftovers) {
-        if let Err(error) = disk.remove(name) {
-            tracing::debug!(%error, file = name, "a finished segment could not be deleted");
-        }
-    }
-    let Found { mut tails, origins, spares, next_spare, .. } = found;
+    let Found { mut tails, origins, spares, next_spare, mut leftovers, .. } = found;
     tails::extend(&mut tails, origins.into_iter(), limits.tail);
     let mut spool = Spool {
         disk,
@@ -122,6 +115,17 @@ pub(super) fn open<D: Disk>(
     {
         segment.file_bytes = segment.file_bytes.max(smallest);
         spool.bytes += segment.file_bytes;
+    }
+    // How far an epoch is trimmed may stand in nothing but the segments that go for it.
+    if !unlink.is_empty() && spool.save_positions().is_ok() {
+        leftovers.extend(unlink);
+    }
+    // Opening needs no free space and no writable medium: what can't be deleted now is met again at
+    // the next start.
+    for name in &leftovers {
+        if let Err(error) = spool.disk.remove(name) {
+            tracing::debug!(%error, file = name, "a finished segment could not be deleted");
+        }
     }
     Ok((spool, report))
 }

@@ -48,8 +48,8 @@ impl<D: Disk> Spool<D> {
     /// Lets go of an earlier epoch, all of it. When it returns `Ok`, no later start finds it again.
     ///
     /// # Errors
-    /// The position could not be written: the epoch may be found again, and this is to be tried
-    /// again.
+    /// The position could not be written, or a file not be deleted: the epoch may be found again,
+    /// and this is to be tried again.
     pub fn retire(&mut self, stream: usize, epoch: u64) -> io::Result<()> {
         let logs = &mut self.streams[stream].logs;
         let newest = logs.len() - 1;
@@ -58,11 +58,17 @@ impl<D: Disk> Spool<D> {
         };
         log.acked = log.next - 1;
         log.skips.clear();
-        let segments = log.segments.len();
+        let (segments, ordinal) = (log.segments.len(), log.ordinal);
         self.save_positions()?;
         for _ in 0..segments {
             self.unlink_oldest(stream, epoch);
         }
+        // The next positions tell nothing of the epoch: a file that came back would be all anew.
+        let stem = segment::file_stem(&self.streams[stream].name, ordinal, epoch);
+        for name in self.disk.list()?.iter().filter(|name| name.starts_with(&stem)) {
+            self.disk.remove(name)?;
+        }
+        self.disk.sync_directory()?;
         self.streams[stream].logs.retain(|log| log.epoch != epoch);
         Ok(())
     }

@@ -70,7 +70,12 @@ impl Id {
 }
 
 pub(super) fn file_name(stream: &str, ordinal: u32, epoch: u64, first: u64) -> String {
-    format!("{stream}.{ordinal:08x}.{epoch:016x}.{first:016x}.seg")
+    format!("{}{first:016x}.seg", file_stem(stream, ordinal, epoch))
+}
+
+/// How the names of all segments of an epoch begin.
+pub(super) fn file_stem(stream: &str, ordinal: u32, epoch: u64) -> String {
+    format!("{stream}.{ordinal:08x}.{epoch:016x}.")
 }
 
 /// Stream, ordinal, epoch and first number out of a file's name; `None` for any other file.

@@ -82,9 +82,8 @@ impl Model {
         }
     }
 
-    /// A start. What it gives without a fault of the medium is on the medium: from now on it is
-    /// kept.
-    pub(super) fn check_start(&mut self, spool: &mut Spool<SimulatedDisk>, faultless: bool) {
+    /// A start. What it gives of an unspoilt medium is synced: from now on it is kept.
+    pub(super) fn check_start(&mut self, spool: &mut Spool<SimulatedDisk>, unspoilt: bool) {
         let held = spool.held();
         for ((stream, epoch), promises) in &mut self.epochs {
             promises.known = 0;
@@ -103,7 +102,7 @@ impl Model {
             let records = self.check(spool, &range, usize::MAX);
             let promises = self.of(range.stream, range.epoch);
             promises.known = range.acked;
-            if faultless {
+            if unspoilt {
                 promises.kept.extend(records);
             }
         }

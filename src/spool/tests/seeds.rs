@@ -60,6 +60,9 @@ struct World {
     /// Of each stream, the first number that is not kept.
     next: [u64; STREAMS.len()],
     faultless: bool,
+    /// No fault since the power went last: what is read is on the medium, as it may not be after
+    /// an fsync that failed.
+    unspoilt: bool,
     /// Evictions are said with the next success, whatever they were for.
     unsaid: bool,
 }
@@ -71,7 +74,6 @@ impl World {
             world.step();
         }
         world.disk.heal();
-        world.faultless = true;
         world.start_again(true);
     }
 
@@ -95,6 +97,7 @@ impl World {
             epoch,
             next: [1; 3],
             faultless: true,
+            unspoilt: true,
             unsaid: false,
         }
     }
@@ -195,6 +198,7 @@ impl World {
 
     fn break_disk(&mut self) {
         self.faultless = false;
+        self.unspoilt = false;
         match self.random.below(6) {
             0 => self.disk.make_read_only(),
             1 => {
@@ -219,6 +223,7 @@ impl World {
         if power_cut {
             self.disk.crash();
             self.faultless = true;
+            self.unspoilt = true;
         }
         if self.faultless && self.random.one_in(8) {
             self.break_disk();
@@ -233,6 +238,6 @@ impl World {
             "{:?}",
             report.damage
         );
-        self.model.check_start(&mut self.spool, self.faultless);
+        self.model.check_start(&mut self.spool, self.unspoilt);
     }
 }
