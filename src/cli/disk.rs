@@ -24,8 +24,11 @@ use crate::{
     },
 };
 
-/// The file that names the URL which answered with a valid `welcome`.
+/// The file that names the URLs which answered with a valid `welcome`, one in a line.
 const MANAGED: &str = "managed-hub";
+
+/// How many of them are kept; at the bound the oldest goes.
+const MAX_MANAGED: usize = 32;
 
 /// What the thread is asked to do.
 #[derive(Debug)]
@@ -70,7 +73,7 @@ pub(super) struct Found {
     pub(super) streams: Vec<String>,
     pub(super) held: Vec<HeldRange>,
     pub(super) journal: Vec<(String, Bytes)>,
-    pub(super) managed_url: Option<String>,
+    pub(super) managed_urls: Vec<String>,
     pub(super) report: Report,
 }
 
@@ -87,11 +90,13 @@ pub(super) fn start(
     let disk = DirectoryDisk::open(directory)?;
     let (spool, report) = Spool::open(disk, streams, limits, epoch.0)?;
     let journal = Journal::open(spool.disk())?;
+    let managed_urls = std::fs::read_to_string(directory.join(MANAGED)).unwrap_or_default();
+    let managed_urls: Vec<String> = managed_urls.lines().map(str::to_owned).collect();
     let found = Found {
         streams: spool.streams().map(str::to_owned).collect(),
         held: spool.held(),
         journal: journal.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect(),
-        managed_url: std::fs::read_to_string(directory.join(MANAGED)).ok(),
+        managed_urls: managed_urls.clone(),
         report,
     };
     let (jobs, incoming) = mpsc::channel();
@@ -99,7 +104,8 @@ pub(super) fn start(
     // under way.
     let (outgoing, answers) = async_mpsc::unbounded_channel();
     let wear = Arc::new(Wear::default());
-    let worker = Worker { spool, journal, directory: directory.into(), wear: wear.clone() };
+    let directory = directory.into();
+    let worker = Worker { spool, journal, directory, managed_urls, wear: wear.clone() };
     worker.note_wear();
     let thread = thread::Builder::new()
         .name("disk".into())
@@ -123,6 +129,7 @@ struct Worker {
     spool: Spool<DirectoryDisk>,
     journal: Journal<std::fs::File>,
     directory: PathBuf,
+    managed_urls: Vec<String>,
     wear: Arc<Wear>,
 }
 
@@ -132,9 +139,7 @@ impl Worker {
             let answer = match job {
                 Job::Request(request) => self.handle(request),
                 Job::RememberManaged(url) => {
-                    if let Err(error) = self.spool.disk().replace(MANAGED, url.as_bytes()) {
-                        tracing::warn!(%error, "that the hub is managed could not be kept");
-                    }
+                    self.remember_managed(url);
                     None
                 }
                 Job::Stop => break,
@@ -147,6 +152,16 @@ impl Worker {
         if let Err(error) = self.spool.save_positions() {
             let directory = self.directory.display();
             tracing::warn!(%error, %directory, "the positions could not be kept; more is sent again");
+        }
+    }
+
+    fn remember_managed(&mut self, url: String) {
+        self.managed_urls.push(url);
+        let surplus = self.managed_urls.len().saturating_sub(MAX_MANAGED);
+        self.managed_urls.drain(..surplus);
+        let lines = self.managed_urls.join("\n");
+        if let Err(error) = self.spool.disk().replace(MANAGED, lines.as_bytes()) {
+            tracing::warn!(%error, "that the hub is managed could not be kept");
         }
     }
 

@@ -7,32 +7,36 @@ use crate::protocol::{Drain, HubLimits};
 const INTERVAL: Duration = Duration::from_secs(25);
 
 /// A gateway without a disk or a network: what it wants is kept for the test to look at.
-struct Bench {
-    now: Now,
-    gateway: Gateway,
+pub(super) struct Bench {
+    pub(super) now: Now,
+    pub(super) gateway: Gateway,
     disk: Vec<DiskRequest>,
-    dials: Vec<bool>,
-    hangups: usize,
+    pub(super) dials: Vec<bool>,
+    /// Which hub each dial was for.
+    pub(super) hubs: Vec<usize>,
+    pub(super) probes: usize,
+    pub(super) hangups: usize,
     safe: usize,
-    sent: Vec<Transmit>,
+    pub(super) sent: Vec<Transmit>,
 }
 
 impl Bench {
-    fn new(mode: Mode, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(super) fn new(mode: Mode, change: impl FnOnce(&mut Settings)) -> Self {
         let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
         let now = Now { instant: Instant::now(), wall };
         let mut settings = settings(1, false);
         settings.uplink.as_mut().expect("there is one").mode = mode;
         change(&mut settings);
         let gateway = Gateway::new(now, settings, &[], []);
-        let (disk, dials, sent) = (Vec::new(), Vec::new(), Vec::new());
-        let mut bench = Self { now, gateway, disk, dials, hangups: 0, safe: 0, sent };
+        let (disk, dials, hubs, sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (probes, hangups, safe) = (0, 0, 0);
+        let mut bench = Self { now, gateway, disk, dials, hubs, probes, hangups, safe, sent };
         bench.pass(Duration::ZERO);
         bench
     }
 
     /// Time goes on in steps of at most 100 ms.
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now.instant + time;
         loop {
             if self.gateway.poll_timeout().is_some_and(|at| at <= self.now.instant) {
@@ -48,15 +52,19 @@ impl Bench {
         }
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         loop {
             while let Some(output) = self.gateway.poll_output() {
                 match output {
                     Output::Disk(request) => self.disk.push(request),
-                    Output::Dial { managed } => self.dials.push(managed),
+                    Output::Dial { hub, managed } => {
+                        self.dials.push(managed);
+                        self.hubs.push(hub);
+                    }
+                    Output::Probe => self.probes += 1,
                     Output::Hangup => self.hangups += 1,
                     Output::Safe(_) => self.safe += 1,
-                    Output::Deliver { .. } | Output::RememberManaged => {}
+                    Output::Deliver { .. } | Output::RememberManaged { .. } => {}
                 }
             }
             match self.gateway.poll_transmit(self.now) {
@@ -66,7 +74,7 @@ impl Bench {
         }
     }
 
-    fn up(&mut self) {
+    pub(super) fn up(&mut self) {
         self.gateway.handle_up(self.now, None);
         self.look();
     }
@@ -76,7 +84,7 @@ impl Bench {
         self.look();
     }
 
-    fn welcomed(&mut self) {
+    pub(super) fn welcomed(&mut self) {
         self.resumed(0);
     }
 
@@ -102,13 +110,13 @@ impl Bench {
         }));
     }
 
-    fn ack(&mut self, acked: u64) {
+    pub(super) fn ack(&mut self, acked: u64) {
         let stream = StreamName::try_from("telemetry".to_owned()).unwrap();
         let position = Position { stream, epoch: Epoch(0xe001), acked, window: None };
         self.hear(HubMessage::Ack(Ack { position, rejected: Vec::new() }));
     }
 
-    fn publish(&mut self, count: u64) {
+    pub(super) fn publish(&mut self, count: u64) {
         for number in 0..count {
             self.gateway.handle_publish(
                 self.now,
@@ -124,7 +132,7 @@ impl Bench {
         self.look();
     }
 
-    fn end(&mut self, ended: Ended) -> Duration {
+    pub(super) fn end(&mut self, ended: Ended) -> Duration {
         let before = self.dials.len();
         self.gateway.handle_ended(self.now, &ended);
         let start = self.now.instant;
@@ -136,11 +144,11 @@ impl Bench {
         self.now.instant - start
     }
 
-    fn pings(&self) -> usize {
+    pub(super) fn pings(&self) -> usize {
         self.sent.iter().filter(|sent| matches!(sent, Transmit::Ping(_))).count()
     }
 
-    fn texts(&self) -> Vec<&String> {
+    pub(super) fn texts(&self) -> Vec<&String> {
         fn text(sent: &Transmit) -> Option<&String> {
             if let Transmit::Text(text) = sent { Some(text) } else { None }
         }
@@ -214,7 +222,7 @@ fn its_own_hello_coming_back_says_at_once_that_the_server_is_plain() {
 #[test]
 fn a_hub_that_ever_gave_a_welcome_never_becomes_plain() {
     let mut bench = Bench::new(Mode::Auto, |settings| {
-        settings.uplink.as_mut().expect("there is one").proven_managed = true;
+        settings.uplink.as_mut().expect("there is one").proven_managed = vec![true];
     });
     for _ in 0..20 {
         bench.up();
