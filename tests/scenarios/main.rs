@@ -13,4 +13,5 @@ mod commands;
 mod delivery;
 mod harness;
 mod interop;
+mod link;
 mod operation;

@@ -74,16 +74,16 @@ impl Connect {
     fn refusal(&self, status: u16, headers: &[httparse::Header<'_>]) -> String {
         let authority = &self.authority;
         let remedy = match status {
-            407 if !schemes(headers).any(|scheme| scheme.eq_ignore_ascii_case("basic")) => {
-                let asked: Vec<String> = schemes(headers).take(4).collect();
-                let asked = asked.join(", ");
-                return format!(
-                    "it asks for credentials of a kind that is not available ({asked:?}, status \
-                     407); have it take Basic ones"
-                );
-            }
-            407 if self.with_credentials => WRONG_CREDENTIALS,
-            407 => NO_CREDENTIALS,
+            401 | 407 => match strange_schemes(headers) {
+                Some(asked) => {
+                    return format!(
+                        "it asks for credentials of a kind that is not available ({asked}, status \
+                         {status}); have it take Basic ones"
+                    );
+                }
+                None if self.with_credentials => WRONG_CREDENTIALS,
+                None => NO_CREDENTIALS,
+            },
             403 | 405 => "have it allow CONNECT to this host and port",
             400..=499 => "see that uplink.proxy names a proxy, and its log",
             _ => "see that the hub can be reached from there, and the proxy's log",
@@ -92,9 +92,9 @@ impl Connect {
     }
 }
 
-/// The kinds of credentials that it asks for.
-fn schemes<'h>(headers: &'h [httparse::Header<'h>]) -> impl Iterator<Item = String> {
-    headers
+/// The kinds of credentials that it asks for, if Basic ones are not among them.
+fn strange_schemes(headers: &[httparse::Header<'_>]) -> Option<String> {
+    let asked: Vec<&str> = headers
         .iter()
         .filter(|header| header.name.eq_ignore_ascii_case("Proxy-Authenticate"))
         .filter_map(|header| std::str::from_utf8(header.value).ok())
@@ -102,7 +102,10 @@ fn schemes<'h>(headers: &'h [httparse::Header<'h>]) -> impl Iterator<Item = Stri
         .filter_map(|challenge| challenge.split_whitespace().next())
         // Of a challenge's parameters there is no end; a scheme has no `=`.
         .filter(|word| !word.contains('='))
-        .map(str::to_owned)
+        .take(8)
+        .collect();
+    let basic = asked.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic"));
+    (!asked.is_empty() && !basic).then(|| asked.join(", "))
 }
 
 #[cfg(test)]
@@ -151,6 +154,8 @@ mod tests {
         for (answer, credentials, says) in [
             (basic, None, "set uplink.proxy_user"),
             (basic, login, "check uplink.proxy_user"),
+            // So tinyproxy refuses a wrong password.
+            ("HTTP/1.0 401 Unauthorized\r\n\r\n", login, "check uplink.proxy_user"),
             (ntlm, login, "Negotiate, NTLM"),
             ("HTTP/1.1 403 Forbidden\r\n\r\n", login, "allow CONNECT"),
             ("HTTP/1.1 400 Bad\r\n\r\n", login, "names a proxy"),
