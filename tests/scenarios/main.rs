@@ -8,6 +8,7 @@
 #[path = "../field/mod.rs"]
 mod field;
 
+mod autobahn;
 mod bad_input;
 mod commands;
 mod delivery;
