@@ -12,6 +12,7 @@ mod autobahn;
 mod bad_input;
 mod commands;
 mod delivery;
+mod framing;
 mod harness;
 mod interop;
 mod link;
