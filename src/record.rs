@@ -105,6 +105,31 @@ pub struct Publish {
     pub source: SourceId,
     /// What the source waits for before it acknowledges; `None` when nobody waits (QoS 0).
     pub receipt: Option<Receipt>,
+    /// Which packet of a persistent session it was; `None` where the session ends with its
+    /// connection.
+    pub packet: Option<Packet>,
+}
+
+/// A PUBLISH packet of an MQTT session that outlives its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Tells the sessions of this gateway apart; see [`session_key`].
+    pub session: u64,
+    /// The packet identifier (MQTT 3.1.1, 2.3.1).
+    pub id: u16,
+    /// The DUP flag: the sender may have sent it before (MQTT 3.1.1, 3.3.1.1).
+    pub dup: bool,
+}
+
+/// The key of a session, the same at every start: of what it is a session (a broker's address, or the
+/// listener) and the client identifier.
+pub fn session_key(of: &str, client_id: &str) -> u64 {
+    // FNV-1a, 64 bits: small, fixed for all time, and nobody gains by a collision with another
+    // device's session, for the packets would have to be the same too.
+    let bytes = of.bytes().chain([0]).chain(client_id.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// One of the gateway's sources, numbered from 0 in the order of the configuration.
@@ -185,9 +210,7 @@ impl<'a> Stored<'a> {
     pub fn read(bytes: &'a [u8]) -> Result<Self, MalformedRecord> {
         let (head, mut rest) = bytes.split_at_checked(HEAD_BYTES).ok_or(MalformedRecord)?;
         let flags = head[0];
-        let mut ms = [0; 8];
-        ms[..6].copy_from_slice(&head[1..]);
-        let ts = Timestamp { unix_ms: u64::from_le_bytes(ms), synced: flags & FLAG_UNSYNCED == 0 };
+        let ts = stamp(head).ok_or(MalformedRecord)?;
         if flags & FLAG_EVENT != 0 {
             let text = std::str::from_utf8(rest).map_err(|_| MalformedRecord)?;
             return Ok(Self { ts, body: Body::Event(text) });
@@ -215,6 +238,14 @@ impl<'a> Stored<'a> {
             Body::Event(json) => json.len(),
         }
     }
+}
+
+/// When a stored record was heard, without looking at the rest; `None` when it is too short.
+pub fn stamp(stored: &[u8]) -> Option<Timestamp> {
+    let head = stored.get(..HEAD_BYTES)?;
+    let mut ms = [0; 8];
+    ms[..6].copy_from_slice(&head[1..]);
+    Some(Timestamp { unix_ms: u64::from_le_bytes(ms), synced: head[0] & FLAG_UNSYNCED == 0 })
 }
 
 /// Whether a payload may travel as the JSON it is: RFC 8259, UTF-8, at most [`MAX_JSON_DEPTH`]

@@ -19,7 +19,10 @@ use tokio::{
     time::{Sleep, sleep_until, timeout_at},
 };
 
-use super::disk::{Answer, DiskThread, Job};
+use super::{
+    disk::{Answer, DiskThread, Job},
+    run,
+};
 use crate::{
     gateway::{Ended, Gateway, Now, Output, Transmit},
     link::{self, Link},
@@ -190,6 +193,13 @@ impl Driver {
 
     fn handle_disk(&mut self, now: Now, answer: Answer) {
         match answer {
+            Answer::Opened(found) => {
+                found.report();
+                match run::stream_names(&found.streams) {
+                    Ok(streams) => self.gateway.handle_opened(now, streams, found.held()),
+                    Err(error) => tracing::error!("{error:#}"),
+                }
+            }
             Answer::Appended(result) => self.gateway.handle_appended(now, result),
             Answer::Read { lane, epoch, result } => {
                 self.gateway.handle_read(now, lane, epoch, result);
@@ -329,7 +339,8 @@ impl Driver {
                 self.state.sends.insert(number, reply);
                 let receipt = Some(Receipt { source: CONTROL, connection: 0, number });
                 let (payload, retained) = (payload.into(), false);
-                let publish = Publish { topic, payload, retained, source: CONTROL, receipt };
+                let publish =
+                    Publish { topic, payload, retained, source: CONTROL, receipt, packet: None };
                 self.gateway.handle_publish(now, publish);
             }
         }

@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use super::{
-    disk::{self, Found},
+    disk::{self, Found, Opening},
     driver::{self, Driver, Source, State},
 };
 use crate::{
-    config::{self, Config, ConfigError, Credentials, Proxy, ProxyLogin},
+    config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
     identity::{self, IdentityError, Token},
     link,
@@ -117,13 +117,27 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     names.extend(config.spool.lanes.iter().map(StreamName::as_str));
     let segment_bytes =
         (config.spool.max_bytes / SEGMENTS).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
-    let limits = Limits { max_bytes: config.spool.max_bytes, segment_bytes };
-    let (disk, found) = disk::start(&spool_dir, &names, limits, epoch)
+    let limits = Limits {
+        max_bytes: config.spool.max_bytes,
+        segment_bytes,
+        min_free_bytes: config.spool.min_free_bytes,
+        tail: if config.spool.durability == Durability::Disk { window(&config) } else { 0 },
+    };
+    let streams: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    let opening = Opening { directory: spool_dir.clone(), streams: streams.clone(), limits, epoch };
+    let (disk, found) = disk::start(opening)
         .with_context(|| format!("the spool in {} can't be used", spool_dir.display()))?;
-    report(&found);
-
-    let settings = settings(&config, &parts, &found, epoch, seed)?;
-    let gateway = Gateway::new(driver::now(), settings, &found.held, found.journal);
+    match &found {
+        Ok(found) => found.report(),
+        Err(error) => {
+            tracing::error!(error, "the spool can't be opened; going on without, and trying again");
+        }
+    }
+    let streams = found.as_ref().map_or(&streams, |found| &found.streams);
+    let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
+    let settings = settings(&config, &parts, stream_names(streams)?, managed_urls, epoch, seed);
+    let held = found.as_ref().map(Found::held).map_err(Clone::clone);
+    let gateway = Gateway::new(driver::now(), settings, held);
     let interests = gateway.interests();
     let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
     let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
@@ -179,34 +193,32 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
 }
 
-fn report(found: &Found) {
-    for damage in &found.report.damage {
-        tracing::error!(damage, "the spool is damaged; what is lost goes to the hub as a skip");
-    }
-    if found.report.torn_bytes > 0 {
-        let bytes = found.report.torn_bytes;
-        tracing::info!(
-            bytes,
-            "an unfinished write was cut off the spool; it was never acknowledged"
-        );
-    }
-    let records: u64 = found.held.iter().map(|held| held.next - held.acked - 1).sum();
-    if records > 0 {
-        tracing::info!(records, "the spool holds records of an earlier run");
-    }
+/// How many publishes of one session may be in flight.
+fn window(config: &Config) -> usize {
+    let mqtt = config.mqtt.as_ref().map_or(0, |mqtt| usize::from(mqtt.max_inflight));
+    let listener = config.listener.as_ref().map_or(0, |listener| listener.max_inflight);
+    mqtt.max(listener)
+}
+
+/// The streams as the spool knows them.
+///
+/// # Errors
+/// One was not made by this program.
+pub(super) fn stream_names(names: &[String]) -> anyhow::Result<Vec<StreamName>> {
+    (names.iter())
+        .map(|name| StreamName::try_from(name.clone()).map_err(anyhow::Error::msg))
+        .collect::<anyhow::Result<_>>()
+        .context("a stream in the spool")
 }
 
 fn settings(
     config: &Config,
     parts: &Parts,
-    found: &Found,
+    streams: Vec<StreamName>,
+    managed_urls: &[String],
     epoch: Epoch,
     seed: u64,
-) -> anyhow::Result<Settings> {
-    let streams = (found.streams.iter())
-        .map(|name| StreamName::try_from(name.clone()).map_err(anyhow::Error::msg))
-        .collect::<anyhow::Result<Vec<_>>>()
-        .context("a stream in the spool")?;
+) -> Settings {
     let lane_of = |lane: &StreamName| {
         streams.iter().position(|stream| stream == lane).expect("the spool opened every lane")
     };
@@ -224,7 +236,7 @@ fn settings(
     let uplink = config.uplink.as_ref().map(|uplink| UplinkSettings {
         mode: uplink.protocol,
         proven_managed: (uplink.hubs.iter())
-            .map(|hub| found.managed_urls.contains(&hub.url.to_string()))
+            .map(|hub| managed_urls.contains(&hub.url.to_string()))
             .collect(),
         ping_interval: uplink.ping_interval,
         ping_timeout: uplink.ping_timeout,
@@ -233,7 +245,7 @@ fn settings(
         return_after: uplink.return_after,
         plain_commands: uplink.plain_commands,
     });
-    Ok(Settings {
+    Settings {
         id: parts.id.clone(),
         agent: format!("fieldgate/{}", env!("CARGO_PKG_VERSION")),
         boot_id: identity::boot_id().unwrap_or_default(),
@@ -241,13 +253,16 @@ fn settings(
         streams,
         commands,
         uplink,
-        disk_first: config.spool.durability == config::Durability::Disk,
+        disk_first: config.spool.durability == Durability::Disk,
         write_after: config.spool.write_after,
         max_record_bytes: config.spool.max_record_bytes,
         memory_bytes: MEMORY_BYTES,
+        live_first: config.spool.live_first,
+        max_age: config.spool.max_age,
+        window: window(config),
         epoch,
         seed,
-    })
+    }
 }
 
 fn dialer(

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Commands, Config, Durability, Gateway, Listener, ListenerTls, Mqtt, Spool, Telemetry,
     error::{Fault, Origin},
-    raw::{Raw, not_available},
+    raw::Raw,
     reader::{Places, Reader},
     uplink::uplink,
     values::{address, broker_url, is_loopback},
@@ -75,12 +75,7 @@ fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
 
 fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {
     let when = [("hub_or_disk", Durability::HubOrDisk), ("disk", Durability::Disk)];
-    let live_first = not_available("spool.order").unwrap_or_default();
-    reader.parsed("order", |order| match order {
-        "oldest-first" => Ok(()),
-        "live-first" => Err(live_first),
-        _ => Err(format!("{order:?} is not known; write \"oldest-first\"")),
-    });
+    let order = [("oldest-first", false), ("live-first", true)];
     let max_bytes = reader.size("max_bytes", 512 << 20, MIN_SPOOL_BYTES..=MAX_SPOOL_BYTES);
     let max_record_bytes = reader.size("max_record_bytes", 128 << 10, 1..=MAX_RECORD_BYTES);
     // Else one record could evict everything else.
@@ -88,6 +83,11 @@ fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {
         reader.fault("max_record_bytes", "it is more than a quarter of max_bytes; write less");
     }
     Spool {
+        live_first: reader.one_of("order", false, &order),
+        min_free_bytes: reader.size("min_free_bytes", 32 << 20, 0..=MAX_SPOOL_BYTES),
+        max_age: reader
+            .has("max_age")
+            .then(|| reader.duration("max_age", HOUR, Duration::from_secs(60)..=HOUR * 24 * 3650)),
         durability: reader.one_of("durability", Durability::HubOrDisk, &when),
         write_after: reader.duration("write_after", SECOND, Duration::from_millis(1)..=HOUR),
         max_bytes,

@@ -227,8 +227,14 @@ pub struct Spool {
     pub write_after: Duration,
     /// The spool's share of the disk.
     pub max_bytes: u64,
+    /// What the spool leaves free of the file system.
+    pub min_free_bytes: u64,
+    /// Readings older than this are not sent any more.
+    pub max_age: Option<Duration>,
     /// The largest payload that is taken.
     pub max_record_bytes: usize,
+    /// Whether after an outage fresh records pass the backlog.
+    pub live_first: bool,
     /// The priority lanes, first goes first, `telemetry` among them.
     pub lanes: Vec<StreamName>,
 }

@@ -85,6 +85,8 @@ pub(super) const TABLES: [Table; 7] = [
             key("durability", r#""hub_or_disk""#),
             key("write_after", r#""1s""#),
             key("max_bytes", r#""512MiB""#),
+            key("min_free_bytes", r#""32MiB""#),
+            key("max_age", r#""720h""#),
             key("max_record_bytes", r#""128KiB""#),
             key("order", r#""oldest-first""#),
             key("lanes", r#"["alarms", "telemetry"]"#),
@@ -141,9 +143,8 @@ pub(super) const TABLES: [Table; 7] = [
 /// What the contract has and this version has not, and what to do instead. Refused rather than
 /// ignored: a gateway that only seems to do as it is told is worse than one that says that it
 /// can't.
-const NOT_AVAILABLE: [(&str, &str, &str); 4] = [
+const NOT_AVAILABLE: [(&str, &str, &str); 3] = [
     ("uplink.jwt", "signing tokens", "remove it; use token_file or a client certificate"),
-    ("spool.order", "\"live-first\"", "remove it; the order is \"oldest-first\""),
     ("listener.users_file", "a file of users", "remove it; use tls_bind with client_ca_file"),
     ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
 ];

@@ -1,6 +1,11 @@
 //! What the sources hear: publishes become records or replies, or are refused; devices come and go.
 
-use super::{Gateway, MAX_HEARD, Now, Output, commands::Reply};
+use super::{
+    Gateway, MAX_HEARD, Now, Output,
+    commands::Reply,
+    lane::Place,
+    redelivery::{self, Verdict},
+};
 use crate::record::{self, Publish, Reading, Receipt, SourceId};
 
 impl Gateway {
@@ -11,10 +16,48 @@ impl Gateway {
 
     /// A device published.
     pub fn handle_publish(&mut self, now: Now, publish: Publish) {
-        let Publish { topic, payload, retained, source, receipt } = publish;
+        let verdict = match publish.packet {
+            Some(packet) => self.redelivery.handle_publish(now.instant, packet, publish),
+            None => Verdict::Keep(vec![publish]),
+        };
+        match verdict {
+            Verdict::Wait => return,
+            Verdict::Keep(publishes) => {
+                publishes.into_iter().for_each(|publish| self.take(now, publish));
+            }
+            Verdict::Known(known) => {
+                for (publish, place) in known {
+                    self.recognise(publish, place);
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// A publish is kept already: its receipt waits for the record, if it is not safe yet.
+    fn recognise(&mut self, publish: Publish, place: Option<Place>) {
+        tracing::debug!(topic = publish.topic, "a publish that is kept already was sent again");
+        let Some(receipt) = publish.receipt else { return };
+        let receipt = match place {
+            Some(place) => self.lanes[place.lane].attach(place, receipt),
+            None => Some(receipt),
+        };
+        self.outputs.extend(receipt.map(Output::Safe));
+    }
+
+    /// Publishes that were to be looked at together with others that never came.
+    pub(super) fn take_overdue(&mut self, now: Now) {
+        for publish in self.redelivery.take_overdue(now.instant) {
+            self.take(now, publish);
+        }
+    }
+
+    fn take(&mut self, now: Now, publish: Publish) {
+        let digest = publish.packet.map(|packet| (packet, redelivery::digest(&publish)));
+        let Publish { topic, payload, retained, source, receipt, .. } = publish;
         let receipt = match self.commands.handle_reply(now, &topic, &payload, receipt) {
             Err(receipt) => receipt,
-            Ok(Reply::Taken) => return self.settle(now),
+            Ok(Reply::Taken) => return,
             Ok(Reply::Unexpected(receipt)) => {
                 self.counters.unexpected_replies += 1;
                 tracing::info!(topic, "a reply came for which no command waits");
@@ -34,6 +77,8 @@ impl Gateway {
             return;
         };
         self.counters.received += 1;
+        let is_pressed = self.disk.pressed
+            || (self.disk.error.is_some() && self.memory_bytes() >= self.settings.memory_bytes / 2);
         if payload.len() > self.settings.max_record_bytes {
             let (bytes, limit) = (payload.len(), self.settings.max_record_bytes);
             tracing::info!(
@@ -46,18 +91,25 @@ impl Gateway {
             self.reports.refuse(now.instant, Some(device), "too_large", receipt);
         } else if !record::is_device_name(device) {
             self.reports.refuse(now.instant, None, "bad_device", receipt);
+        } else if is_pressed && self.shares.is_over(now.instant, device) {
+            self.reports.refuse(now.instant, Some(device), "over_share", receipt);
         } else {
             let json = record::is_plain_json(&payload);
             let reading = Reading { device, topic: &topic, retained, payload: &payload, json };
             let bytes = record::store_reading(now.wall, &reading);
+            self.shares.note(now.instant, device, bytes.len());
             if let Some(last) = self.heard.get_mut(device) {
                 *last = source;
             } else if self.heard.len() < MAX_HEARD {
                 self.heard.insert(device.into(), source);
             }
-            self.lanes[lane].push(now.instant, bytes, receipt.into());
+            let origin =
+                digest.and_then(|(packet, digest)| self.redelivery.note_kept(packet, digest));
+            let place = self.lanes[lane].push(now.instant, bytes, origin, receipt.into());
+            if let Some(origin) = origin {
+                self.redelivery.note_place(origin.session, place);
+            }
         }
-        self.settle(now);
     }
 
     /// A source could not take a publish.

@@ -19,8 +19,10 @@ mod hubs;
 mod intake;
 mod lane;
 mod random;
+mod redelivery;
 mod reports;
 mod session;
+mod shares;
 mod snapshot;
 mod storage;
 mod timers;
@@ -38,7 +40,9 @@ pub use commands::Rules as CommandRules;
 use commands::{Commands, Heard, Out};
 use lane::{Lane, Receipts};
 use random::Random;
+use redelivery::Redelivery;
 use reports::Reports;
+use shares::Shares;
 pub use snapshot::Snapshot;
 pub use uplink::{Ended, UplinkSettings};
 use uplink::{Phase, Then, Uplink};
@@ -46,7 +50,7 @@ use uplink::{Phase, Then, Uplink};
 use crate::{
     protocol::{Epoch, StreamName, close},
     record::{self, Receipt, SourceId, Timestamp},
-    spool::{Entry, HeldRange},
+    spool::{Entry, HeldRange, Tail},
     topic::Template,
 };
 
@@ -80,6 +84,13 @@ pub struct Settings {
     pub disk_first: bool,
     /// How long a record may wait in memory.
     pub write_after: Duration,
+    /// Whether after an outage fresh records pass the backlog.
+    pub live_first: bool,
+    /// Readings older than this are not sent any more.
+    pub max_age: Option<Duration>,
+    /// How many publishes a source may have in flight: so many of each session are remembered, to know
+    /// them when they are sent again.
+    pub window: usize,
     /// The largest payload.
     pub max_record_bytes: usize,
     /// How much memory records may take; at the bound the sources are not read.
@@ -169,6 +180,13 @@ pub enum DiskRequest {
         /// The epoch.
         epoch: Epoch,
     },
+    /// Number what follows in a fresh epoch; not answered.
+    Begin {
+        /// Index of the stream.
+        lane: usize,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// Put into the command journal and sync; answered.
     Journal(Vec<(String, Bytes)>),
 }
@@ -204,12 +222,25 @@ const DISK_RETRY: Duration = Duration::from_secs(1);
 /// Devices whose source is remembered.
 const MAX_HEARD: usize = 4096;
 
+/// What the disk holds from before.
+#[derive(Debug, Default)]
+pub struct Held<'a> {
+    /// The records.
+    pub ranges: Vec<HeldRange>,
+    /// The commands.
+    pub journal: Vec<(String, Bytes)>,
+    /// The last publishes of each session.
+    pub tails: Vec<(u64, &'a Tail)>,
+}
+
 /// The gateway.
 #[derive(Debug)]
 pub struct Gateway {
     settings: Settings,
     lanes: Vec<Lane>,
     commands: Commands,
+    redelivery: Redelivery,
+    shares: Shares,
     reports: Reports,
     uplink: Option<Uplink>,
     heard: Heard,
@@ -220,6 +251,7 @@ pub struct Gateway {
     stopping: bool,
     counters: Counters,
     forget_at: Instant,
+    random: Random,
 }
 
 #[derive(Debug, Default)]
@@ -230,6 +262,10 @@ struct DiskState {
     flush: bool,
     retry_at: Option<Instant>,
     error: Option<String>,
+    /// It could not be opened yet: what it holds from before is not known.
+    is_missing: bool,
+    /// It is nearly full.
+    pressed: bool,
     evicted: u64,
 }
 
@@ -243,27 +279,26 @@ struct Counters {
 }
 
 impl Gateway {
-    /// A gateway that has just started, with what the spool and the journal hold from before.
-    pub fn new(
-        now: Now,
-        settings: Settings,
-        held: &[HeldRange],
-        journal: impl IntoIterator<Item = (String, Bytes)>,
-    ) -> Self {
+    /// A gateway that has just started, with what the disk holds from before, or why it could not be
+    /// opened.
+    pub fn new(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
         let mut random = Random::new(settings.seed);
         let mut lanes: Vec<Lane> = (settings.streams.iter().enumerate())
-            .map(|(index, name)| {
-                // An epoch is the start's own in every stream; streams are told apart by their
-                // names.
-                Lane::new(index, name.clone(), settings.epoch, settings.disk_first)
-            })
+            .map(|(index, name)| Lane::new(index, name.clone(), &settings))
             .collect();
-        for range in held {
+        let (held, error) = match held {
+            Ok(held) => (held, None),
+            Err(error) => (Held::default(), Some(error)),
+        };
+        for range in &held.ranges {
             lanes[range.stream].inherit(range);
         }
+        let disk = DiskState { is_missing: error.is_some(), error, ..DiskState::default() };
         let uplink = settings.uplink.clone().map(|uplink| Uplink::new(now, uplink, random.next()));
         Self {
-            commands: Commands::new(settings.commands.clone(), journal),
+            commands: Commands::new(settings.commands.clone(), held.journal),
+            redelivery: Redelivery::new(settings.window, held.tails.into_iter()),
+            shares: Shares::new(now.instant),
             settings,
             lanes,
             reports: Reports::default(),
@@ -271,11 +306,12 @@ impl Gateway {
             heard: HashMap::new(),
             outputs: VecDeque::new(),
             control: VecDeque::new(),
-            disk: DiskState::default(),
+            disk,
             turn: 0,
             stopping: false,
             counters: Counters::default(),
             forget_at: now.instant + FORGET_EVERY,
+            random,
         }
     }
 
@@ -344,7 +380,7 @@ impl Gateway {
     fn settle(&mut self, now: Now) {
         for (event, receipts) in self.reports.take_due(now.instant, self.stopping) {
             let bytes = record::store_event(now.wall, &event);
-            self.lanes[EVENTS].push(now.instant, bytes, receipts);
+            self.lanes[EVENTS].push(now.instant, bytes, None, receipts);
         }
         while let Some(out) = self.commands.poll() {
             match out {
@@ -352,7 +388,7 @@ impl Gateway {
                     tracing::info!(id = %status.id, n = status.n, state = %status.state, "command");
                     let event = record::Event::CommandStatus(status);
                     let bytes = record::store_event(now.wall, &event);
-                    self.lanes[EVENTS].push(now.instant, bytes, receipts);
+                    self.lanes[EVENTS].push(now.instant, bytes, None, receipts);
                 }
                 Out::Deliver { token, device, topic, payload } => {
                     let source = self.heard.get(device.as_str()).copied();
@@ -364,7 +400,8 @@ impl Gateway {
     }
 
     fn memory_bytes(&self) -> usize {
-        self.lanes.iter().map(Lane::memory_bytes).sum()
+        let lanes: usize = self.lanes.iter().map(Lane::memory_bytes).sum();
+        lanes + self.redelivery.held_bytes()
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     DiskRequest, Ended, Gateway, Now, Output, Transmit,
+    lane::Lane,
     uplink::{Phase, Then, Uplink},
 };
 use crate::{
@@ -155,6 +156,8 @@ impl Gateway {
         for position in streams {
             self.handle_position(&position, true);
         }
+        // A fresh epoch begins behind what is on disk.
+        self.disk.flush |= self.lanes.iter().any(Lane::wants_epoch);
     }
 
     fn begin_plain(&mut self, now: Now) {

@@ -70,6 +70,10 @@ pub struct CounterStatus {
     pub ignored_frames: u64,
     /// Replies for which no command waited.
     pub unexpected_replies: u64,
+    /// Publishes that were sent again and recognised as kept already.
+    pub recognised: u64,
+    /// Publishes that may have been sent before and were kept, for that could not be told.
+    pub doubtful: u64,
 }
 
 /// Commands.
@@ -112,6 +116,8 @@ impl Gateway {
                 evicted: self.disk.evicted,
                 ignored_frames: self.counters.ignored_frames,
                 unexpected_replies: self.counters.unexpected_replies,
+                recognised: self.redelivery.recognised,
+                doubtful: self.redelivery.doubtful,
             },
             commands: CommandStatus { under_way, journalled },
             disk: DiskStatus { error: self.disk.error.clone(), memory_bytes: self.memory_bytes() },

@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    DISK_RETRY, DiskRequest, GROUP_BYTES, Gateway, KEEP_BYTES, Now, OFFLINE_GATHER, Output,
+    DISK_RETRY, DiskRequest, GROUP_BYTES, Gateway, Held, KEEP_BYTES, Now, OFFLINE_GATHER, Output,
     lane::{Lane, READ_AHEAD_BYTES},
+    uplink::Then,
 };
 use crate::{
-    protocol::Epoch,
-    spool::{Evicted, Item},
+    protocol::{Epoch, StreamName, close},
+    spool::{Appended, Item},
 };
 
 impl Gateway {
     /// An append ended.
-    pub fn handle_appended(&mut self, now: Now, result: Result<Vec<Evicted>, String>) {
+    pub fn handle_appended(&mut self, now: Now, result: Result<Appended, String>) {
         self.disk.appending = false;
         let mut safe = Vec::new();
         for lane in &mut self.lanes {
@@ -22,11 +23,14 @@ impl Gateway {
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         self.note_disk(now, result.as_ref().err());
-        for evicted in result.unwrap_or_default() {
+        if let Ok(appended) = &result {
+            self.note_pressure(appended.pressed);
+        }
+        for evicted in result.unwrap_or_default().evicted {
             let stream = &self.lanes[evicted.stream].name;
             let records = evicted.records;
             self.disk.evicted += records;
-            tracing::error!(%stream, records, "spool.max_bytes is reached: the oldest records were evicted");
+            tracing::error!(%stream, records, "the spool is full: the oldest records were evicted");
         }
         self.settle(now);
     }
@@ -70,6 +74,35 @@ impl Gateway {
         self.settle(now);
     }
 
+    /// The disk could not be opened at the start, and now it is: what it holds from before goes first.
+    /// The hub has to hear of it, in a new `hello`. `streams`: as the spool knows them now.
+    pub fn handle_opened(&mut self, now: Now, streams: Vec<StreamName>, held: Held<'_>) {
+        self.disk.is_missing = false;
+        self.note_disk(now, None);
+        for name in streams.into_iter().skip(self.lanes.len()) {
+            self.lanes.push(Lane::new(self.lanes.len(), name, &self.settings));
+        }
+        for range in &held.ranges {
+            self.lanes[range.stream].inherit(range);
+        }
+        self.redelivery.inherit(held.tails.into_iter());
+        self.commands.inherit(held.journal);
+        if self.is_live() {
+            let why = "what the disk holds is known now".into();
+            self.close(now, close::NORMAL, Then::BackOff, why);
+        }
+        self.settle(now);
+    }
+
+    fn note_pressure(&mut self, pressed: bool) {
+        if pressed && !self.disk.pressed {
+            tracing::warn!(
+                "the spool is nearly full; a device that sends much more than others is refused"
+            );
+        }
+        self.disk.pressed = pressed;
+    }
+
     fn note_disk(&mut self, now: Now, error: Option<&String>) {
         match error {
             None => {
@@ -102,6 +135,9 @@ impl Gateway {
         let unwritten = self.lanes.iter().any(|lane| lane.oldest_unwritten().is_some());
         // What was to be made safe is; the next record waits its time again.
         self.disk.flush &= unwritten || self.stopping;
+        if !self.disk.appending {
+            self.begin_epochs();
+        }
         if !self.disk.appending && self.write_due().is_some_and(|due| due <= now.instant) {
             self.append();
         }
@@ -114,6 +150,18 @@ impl Gateway {
                 let max_bytes = READ_AHEAD_BYTES;
                 let request = DiskRequest::Read { lane, epoch, from, max_bytes };
                 self.outputs.push_back(Output::Disk(request));
+            }
+        }
+    }
+
+    fn begin_epochs(&mut self) {
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].is_ready_for_epoch() {
+                let epoch = Epoch(self.random.next());
+                let from = self.lanes[lane].begin_epoch(epoch);
+                tracing::info!(lane, %epoch, "fresh records pass the backlog");
+                self.redelivery.handle_renumbered(from, epoch);
+                self.outputs.push_back(Output::Disk(DiskRequest::Begin { lane, epoch }));
             }
         }
     }

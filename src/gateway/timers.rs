@@ -19,6 +19,7 @@ impl Gateway {
             self.write_due().filter(|_| !self.disk.appending && self.disk.retry_at.is_none()),
             self.reports.next_due(),
             self.commands.next_deadline(),
+            self.redelivery.next_deadline(),
             self.disk.retry_at,
             self.lanes.iter().filter_map(Lane::quiet_until).min(),
             Some(self.forget_at),
@@ -39,6 +40,7 @@ impl Gateway {
         }
         self.lanes.iter_mut().for_each(|lane| lane.handle_timeout(now.instant));
         self.commands.handle_deadline(now);
+        self.take_overdue(now);
         self.handle_uplink_timeout(now);
         self.settle(now);
     }

@@ -11,7 +11,10 @@ use crate::{
     record::Stored,
 };
 
-use super::{Gateway, Now, Transmit, lane::Next};
+use super::{
+    EVENTS, Gateway, Now, Transmit,
+    lane::{Lane, Next},
+};
 
 /// About how large a batch becomes: large enough for the cost of a frame not to count, small enough
 /// to be quick.
@@ -71,6 +74,7 @@ impl Gateway {
             },
             features: Vec::new(),
             streams: self.lanes.iter().flat_map(|lane| lane.held()).collect(),
+            partial: self.disk.is_missing || self.lanes.iter().any(Lane::is_listed_in_part),
         })
     }
 
@@ -81,7 +85,7 @@ impl Gateway {
 
     /// A Ping; in plain mode its Pong confirms every frame before it.
     fn barrier(&mut self, now: Now) -> Transmit {
-        let positions = self.lanes.iter().filter_map(|lane| lane.sent_position()).collect();
+        let positions = self.lanes.iter().flat_map(|lane| lane.sent_positions()).collect();
         let session = self.uplink.as_mut().and_then(|uplink| uplink.session_mut());
         let payload = session.map_or_else(Vec::new, |session| session.ping(now.instant, positions));
         Transmit::Ping(payload)
@@ -100,14 +104,16 @@ impl Gateway {
         let mut batch: Option<(Epoch, BatchWriter)> = None;
         let mut payload_bytes = 0;
         let mut at = 0;
-        while let Some(next) = self.peek_sendable(index, at, frame_bytes) {
+        while let Some(next) = self.peek_sendable(now, index, at, frame_bytes) {
             let (epoch, seq, bytes) = match (next, &batch) {
+                // The epoch that goes first is at its end.
+                (Next::Record { epoch, .. }, Some((begun, _))) if epoch != *begun => break,
                 (Next::Record { epoch, seq, bytes }, _) => (epoch, seq, bytes),
                 (Next::Skip { .. }, Some(_)) => break,
                 (Next::Skip { epoch, from, to, reason }, None) => {
                     let stream = self.lanes[index].name.clone();
-                    tracing::warn!(%stream, from, to, reason, "records are lost; the hub is told");
-                    self.lanes[index].sent(now.instant, to, 0, 0);
+                    tracing::warn!(%stream, from, to, reason, "records will not come; the hub is told");
+                    self.lanes[index].sent(now.instant, epoch, to, 0, 0);
                     let skip = Skip { stream, epoch, from, to, reason };
                     return Some(GatewayMessage::Skip(skip).to_json());
                 }
@@ -128,18 +134,25 @@ impl Gateway {
             writer.push(&record);
             payload_bytes += payload;
             at = seq + 1;
-            self.lanes[index].advance(at);
+            self.lanes[index].advance(epoch, at);
         }
-        let (_, writer) = batch?;
+        let (epoch, writer) = batch?;
         let records = writer.records();
         self.counters.sent += records;
-        self.lanes[index].sent(now.instant, at, records, payload_bytes);
+        self.lanes[index].sent(now.instant, epoch, at, records, payload_bytes);
         Some(writer.finish())
     }
 
     /// The next thing of a lane that can be sent; a record that no frame can carry is a skip.
-    fn peek_sendable(&mut self, index: usize, batch_from: u64, frame_bytes: usize) -> Option<Next> {
-        let next = self.lanes[index].peek(batch_from > 0)?;
+    fn peek_sendable(
+        &mut self,
+        now: Now,
+        index: usize,
+        batch_from: u64,
+        frame_bytes: usize,
+    ) -> Option<Next> {
+        let oldest_ms = self.oldest_ms(now, index);
+        let next = self.lanes[index].peek(batch_from > 0, oldest_ms)?;
         let Next::Record { epoch, seq, ref bytes } = next else { return Some(next) };
         let skip =
             |reason: &str| Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() };
@@ -152,16 +165,27 @@ impl Gateway {
         }
     }
 
+    /// Readings that were heard before this moment, in Unix milliseconds, are not sent any more; events
+    /// always are.
+    fn oldest_ms(&self, now: Now, index: usize) -> u64 {
+        let max_age = self.settings.max_age.filter(|_| index != EVENTS && now.wall.synced);
+        max_age.map_or(0, |age| {
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            now.wall.unix_ms.saturating_sub(age_ms)
+        })
+    }
+
     fn plain_frame(&mut self, now: Now, index: usize) -> Option<String> {
+        let oldest_ms = self.oldest_ms(now, index);
         let lane = &mut self.lanes[index];
-        let next = lane.peek(false)?;
+        let next = lane.peek(false, oldest_ms)?;
         let stream = lane.name.clone();
         let gateway = &self.settings.id;
         let text = match next {
             Next::Record { epoch, seq, bytes } => {
                 let payload = Stored::read(&bytes).map_or(0, |record| record.payload_bytes());
-                lane.advance(seq + 1);
-                lane.sent(now.instant, seq + 1, 1, payload as u64);
+                lane.advance(epoch, seq + 1);
+                lane.sent(now.instant, epoch, seq + 1, 1, payload as u64);
                 self.counters.sent += 1;
                 plain_record(gateway, &stream, epoch, seq, &bytes).unwrap_or_else(|_| {
                     let (from, to, reason) = (seq, seq + 1, "damaged".into());
@@ -169,7 +193,7 @@ impl Gateway {
                 })
             }
             Next::Skip { epoch, from, to, reason } => {
-                lane.sent(now.instant, to, 0, 0);
+                lane.sent(now.instant, epoch, to, 0, 0);
                 plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
             }
         };

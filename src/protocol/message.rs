@@ -124,6 +124,9 @@ pub struct Hello {
     pub features: Vec<String>,
     /// Every epoch of which something is still held, and the current ones, oldest first.
     pub streams: Vec<HeldEpoch>,
+    /// `streams` leaves some out: the hub is to forget none for not being listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// A clock reading.

@@ -47,7 +47,7 @@ use self::{link::Link, poll::Heard, subscriptions::Subscriptions};
 use super::{Delivery, Notice, Request, Sink, receipts::Ack};
 use crate::{
     config,
-    record::{Publish, Receipt},
+    record::{self, Publish, Receipt},
     topic,
 };
 
@@ -109,6 +109,7 @@ pub fn start(
     let broker = format!("{}:{}", config.host, config.port);
     let owner = format!("{client_id} at {broker}");
     let source = Source {
+        session: record::session_key(&broker, &client_id),
         config: config.clone(),
         client_id,
         broker,
@@ -128,6 +129,8 @@ struct Source {
     config: config::Mqtt,
     client_id: String,
     broker: String,
+    /// The session at the broker, which outlives the connections.
+    session: u64,
     tls: Option<Arc<rustls::ClientConfig>>,
     subscriptions: Subscriptions,
     sink: Sink,
@@ -332,6 +335,11 @@ impl Source {
             connection: self.connection,
             number: link.acks.push(ack, false),
         });
+        let packet = (publish.qos != QoS::AtMostOnce).then_some(record::Packet {
+            session: self.session,
+            id: publish.pkid,
+            dup: publish.dup,
+        });
         let fault = match publish {
             _ if publish.payload.len() > MAX_PAYLOAD_BYTES => Some("too_large"),
             _ if !topic::is_valid_name(&publish.topic) => Some("bad_topic"),
@@ -348,6 +356,7 @@ impl Source {
                 retained: publish.retain,
                 source: self.sink.source,
                 receipt,
+                packet,
             }),
         }
     }

@@ -3,91 +3,37 @@
 use std::io;
 
 use super::{
-    Active, Disk, DiskFile as _, EVENTS_SHARE, Entry, Evicted, Segment, Spool,
-    segment::{self, Frame, HEADER_BYTES},
+    Active, Appended, Disk, DiskFile as _, Entry, Segment, Spool,
+    segment::{self, Frame, Id, SPAN},
+    tails,
 };
 
 impl<D: Disk> Spool<D> {
     /// Appends a group and syncs it. When it returns `Ok`, every entry survives a power cut.
     ///
-    /// Older segments are evicted first if the group doesn't fit in `max_bytes`; it says what went
-    /// since the last success.
+    /// Older segments are evicted first if the group doesn't fit.
     ///
     /// # Errors
     /// Nothing of the group counts as kept; the files it went to are not written to again. The
     /// caller still has the entries and may append them anew.
-    pub fn append(&mut self, entries: &[Entry]) -> io::Result<Vec<Evicted>> {
+    pub fn append(&mut self, entries: &[Entry]) -> io::Result<Appended> {
         self.make_room(entries)?;
         let touched = self.write_group(entries);
         let synced = match touched {
             Ok(streams) => self.sync_streams(&streams),
             Err(error) => Err(error),
         };
-        match synced {
-            Ok(()) => {
-                for log in self.streams.iter_mut().filter_map(|stream| stream.logs.back_mut()) {
-                    log.kept = log.next;
-                }
-                Ok(std::mem::take(&mut self.evicted))
-            }
-            Err(error) => {
-                self.distrust(entries);
-                Err(error)
-            }
-        }
-    }
-
-    /// Evicts, oldest first from the last stream forward, until the group fits.
-    fn make_room(&mut self, entries: &[Entry]) -> io::Result<()> {
-        for events in [true, false] {
-            let wanted: u64 =
-                entries.iter().filter(|e| !events || e.stream == 0).map(Entry::frame_bytes).sum();
-            if wanted == 0 {
-                continue;
-            }
-            loop {
-                let (held, limit) = if events {
-                    (self.stream_bytes(0), self.limits.max_bytes / EVENTS_SHARE)
-                } else {
-                    (self.bytes, self.limits.max_bytes)
-                };
-                if held + wanted + (HEADER_BYTES * 2) as u64 <= limit {
-                    break;
-                }
-                let victim = if events {
-                    (held > 0).then_some(0)
-                } else {
-                    (0..self.streams.len()).rev().find(|index| self.stream_bytes(*index) > 0)
-                };
-                let Some(victim) = victim else { break };
-                self.evict_oldest(victim)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn stream_bytes(&self, stream: usize) -> u64 {
-        self.streams[stream].logs.iter().flat_map(|log| &log.segments).map(|s| s.bytes).sum()
-    }
-
-    /// The skip is on the medium before the segment goes: a crash between leaves an announced
-    /// eviction, which the next start completes.
-    fn evict_oldest(&mut self, index: usize) -> io::Result<()> {
-        let place = self.streams[index].logs.iter().position(|log| !log.segments.is_empty());
-        let Some(place) = place else { return Ok(()) };
-        let log = &mut self.streams[index].logs[place];
-        let (epoch, before) = (log.epoch, log.skips.clone());
-        let from = log.segments[0].first.max(log.acked + 1);
-        let records = log.add_skip(from, log.segments[0].next, "evicted");
-        if let Err(error) = self.save_positions() {
-            self.streams[index].logs[place].skips = before;
+        if let Err(error) = synced {
+            self.distrust(entries);
             return Err(error);
         }
-        self.unlink_oldest(index, epoch);
-        if records > 0 {
-            self.evicted.push(Evicted { stream: index, epoch, records });
+        for stream in &mut self.streams {
+            let log = stream.newest_mut();
+            log.kept = log.next;
         }
-        Ok(())
+        let origins = entries.iter().filter_map(|entry| entry.origin);
+        tails::extend(&mut self.tails, origins, self.limits.tail);
+        Ok(Appended { evicted: std::mem::take(&mut self.evicted), pressed: self.is_pressed() })
     }
 
     fn write_group(&mut self, entries: &[Entry]) -> io::Result<Vec<usize>> {
@@ -98,33 +44,37 @@ impl<D: Disk> Spool<D> {
             while let Some(first) = rest.first() {
                 self.ensure_active(index, first.seq)?;
                 let room = self.limits.segment_bytes;
+                let smallest = self.smallest_segment();
                 let stream = &mut self.streams[index];
-                let log =
-                    stream.logs.back_mut().expect("the current epoch's log exists since open");
+                let log = stream.logs.back_mut().expect("a stream has a newest epoch from open on");
                 let active = stream.active.as_mut().expect("made above");
+                let id = Id::new(&stream.name, log.epoch, active.first);
                 let mut buffer = Vec::new();
                 if log.acked > active.marked {
                     let mark = Frame::Mark { acked: log.acked };
-                    mark.put(&mut buffer, log.epoch, first.seq, active.first);
+                    mark.put(&mut buffer, id, first.seq);
                     active.marked = log.acked;
                 }
                 let mut taken = 0;
                 for entry in rest {
-                    if taken > 0 && active.len + buffer.len() as u64 >= room {
+                    let full = active.len + buffer.len() as u64 >= room;
+                    if taken > 0 && (full || entry.seq - active.first >= SPAN) {
                         break;
                     }
-                    let frame = Frame::Record(entry.bytes.clone());
-                    frame.put(&mut buffer, log.epoch, entry.seq, active.first);
+                    let frame = Frame::Record(entry.origin, entry.bytes.clone());
+                    frame.put(&mut buffer, id, entry.seq);
                     log.next = entry.seq + 1;
                     taken += 1;
                 }
                 active.file.write_at(&buffer, active.len)?;
                 active.len += buffer.len() as u64;
-                self.bytes += buffer.len() as u64;
                 self.written_bytes += buffer.len() as u64;
                 let segment = log.segments.back_mut().expect("the active segment is the last");
                 segment.bytes = active.len;
                 segment.next = log.next;
+                let file_bytes = segment.file_bytes.max(active.len).max(smallest);
+                self.bytes += file_bytes - segment.file_bytes;
+                segment.file_bytes = file_bytes;
                 rest = &rest[taken..];
                 if !rest.is_empty() {
                     self.sync_streams(&[index])?;
@@ -138,35 +88,61 @@ impl<D: Disk> Spool<D> {
         Ok(touched)
     }
 
-    /// Seals a full segment and begins the next; the name is on the medium before anything in it
-    /// counts.
+    /// Seals a full segment and begins the next, in a file that was used before if there is one; the
+    /// name is on the medium before anything in it counts.
     fn ensure_active(&mut self, index: usize, first: u64) -> io::Result<()> {
-        let Self { disk, streams, limits, ordinal, .. } = self;
-        let stream = &mut streams[index];
-        if stream.active.as_ref().is_some_and(|active| active.len >= limits.segment_bytes) {
-            stream.active = None;
-        }
-        if stream.active.is_some() {
+        let room = self.limits.segment_bytes;
+        let full = |active: &Active<_>| active.len >= room || first - active.first >= SPAN;
+        if self.streams[index].active.as_ref().is_some_and(|active| !full(active)) {
             return Ok(());
         }
-        let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
-        let name = segment::file_name(&stream.name, *ordinal, log.epoch, first);
-        let header = segment::header(log.epoch, first, log.acked);
-        let begun = disk.create(&name).and_then(|mut file| {
-            file.write_at(&header, 0)?;
-            file.sync()?;
+        self.streams[index].active = None;
+        self.remove_unwanted()?;
+        let spare = self.take_spare()?;
+        let smallest = self.smallest_segment();
+        let Self { disk, streams, .. } = self;
+        let stream = &mut streams[index];
+        let log = stream.logs.back_mut().expect("a stream has a newest epoch from open on");
+        let name = segment::file_name(&stream.name, log.ordinal, log.epoch, first);
+        let id = Id::new(&stream.name, log.epoch, first);
+        let begin = || -> io::Result<_> {
+            let (mut file, stale_bytes) = match spare {
+                Some(spare) => {
+                    disk.rename(&spare, &name)?;
+                    let file = disk.open(&name)?;
+                    let len = file.length()?;
+                    (file, len)
+                }
+                None => (disk.create(&name)?, 0),
+            };
+            // The name first: a header that is another segment's tells that this one is not begun.
             disk.sync_directory()?;
-            Ok(file)
-        });
-        let file = begun.inspect_err(|_| drop(disk.remove(&name)))?;
-        let len = header.len() as u64;
+            file.write_at(&segment::header(id, log.acked, stale_bytes), 0)?;
+            file.sync()?;
+            Ok((file, stale_bytes))
+        };
+        let (file, stale_bytes) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.unwanted.push(name);
+                self.remove_unwanted().ok();
+                return Err(error);
+            }
+        };
+        let len = segment::HEADER_BYTES as u64;
         if let Some(before) = log.segments.back_mut() {
             before.next = before.next.min(first);
         }
-        log.segments.retain(|segment| segment.first != first);
-        log.segments.push_back(Segment { first, next: first, bytes: len, failed_reads: 0 });
+        let file_bytes = stale_bytes.max(smallest);
+        log.segments.push_back(Segment {
+            first,
+            next: first,
+            bytes: len,
+            file_bytes,
+            failed_reads: 0,
+        });
         stream.active = Some(Active { file, first, len, marked: log.acked });
-        self.bytes += len;
+        self.bytes += file_bytes;
         self.written_bytes += len;
         self.syncs += 2;
         Ok(())
@@ -190,26 +166,37 @@ impl<D: Disk> Spool<D> {
             if !entries.iter().any(|entry| entry.stream == index) {
                 continue;
             }
-            let Self { disk, streams, bytes, .. } = self;
+            let Self { streams, bytes, unwanted, .. } = self;
             let stream = &mut streams[index];
             stream.active = None;
             stream.cursor = None;
-            let log = stream.logs.back_mut().expect("the current epoch's log exists since open");
+            let log = stream.logs.back_mut().expect("a stream has a newest epoch from open on");
             log.next = log.kept;
             while let Some(last) =
                 log.segments.back().filter(|last| last.first >= log.kept).cloned()
             {
                 log.segments.pop_back();
-                *bytes -= last.bytes;
+                *bytes -= last.file_bytes;
                 let name = segment::file_name(&stream.name, log.ordinal, log.epoch, last.first);
-                // If it stays, the next segment of this number replaces it, or the next start
-                // passes over it.
-                drop(disk.remove(&name));
+                unwanted.push(name);
             }
             if let Some(last) = log.segments.back_mut() {
                 last.next = last.next.min(log.kept);
             }
         }
+        self.remove_unwanted().ok();
+    }
+
+    /// Removes what failed appends have left. Nothing is appended before that is done: by its name
+    /// such a file would stand, at the next start, before records that were kept since.
+    fn remove_unwanted(&mut self) -> io::Result<()> {
+        while let Some(name) = self.unwanted.last() {
+            match self.disk.remove(name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.unwanted.pop(),
+            };
+        }
+        Ok(())
     }
 }
 

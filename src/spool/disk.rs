@@ -36,6 +36,18 @@ pub trait Disk {
     /// As the medium says.
     fn remove(&self, name: &str) -> io::Result<()>;
 
+    /// Gives a file another name; one that had it is gone.
+    ///
+    /// # Errors
+    /// As the medium says; the file has its old name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// The bytes that the medium has left for us.
+    ///
+    /// # Errors
+    /// As the medium says.
+    fn free_bytes(&self) -> io::Result<u64>;
+
     /// Puts `content` in place of a file's, whole or not at all: temporary file, fsync, rename,
     /// fsync of the directory.
     ///
@@ -156,6 +168,15 @@ impl Disk for DirectoryDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stats = rustix::fs::fstatvfs(&self.directory)?;
+        Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
     }
 
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {

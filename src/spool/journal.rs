@@ -2,7 +2,7 @@
 //! of a key counts.
 //!
 //! ```text
-//! file       a segment (see the module above) of epoch 0, first 0; each frame a record, numbered from 0
+//! file       a segment (see the module above) of a stream without a name, epoch 0, first 0; each frame a record, numbered from 0
 //! record     key length u8, key, value; an empty value removes the key
 //! ```
 //!
@@ -14,9 +14,9 @@ use std::{collections::BTreeMap, io};
 use bytes::Bytes;
 
 use super::{
-    READ_BYTES,
+    OpenError, READ_BYTES,
     disk::Disk,
-    segment::{self, Frame, HEADER_BYTES, Scan},
+    segment::{self, Frame, HEADER_BYTES, Header, Id, Scan},
 };
 
 const FILE: &str = "commands.journal";
@@ -46,18 +46,21 @@ impl<F: super::DiskFile> Journal<F> {
     /// Opens the journal. A torn or damaged tail is left out and goes with the next rewrite.
     ///
     /// # Errors
-    /// The file is there and can't be read.
-    pub fn open<D: Disk<File = F>>(disk: &D) -> io::Result<Self> {
+    /// The file is there and can't be read, or a newer version wrote it.
+    pub fn open<D: Disk<File = F>>(disk: &D) -> Result<Self, OpenError> {
         let mut journal = Self { entries: BTreeMap::new(), tail: None };
         if !disk.list()?.iter().any(|name| name == FILE) {
             return Ok(journal);
         }
         let file = disk.open(FILE)?;
+        if let Header::Newer(version) = segment::read_header(&file, id())? {
+            return Err(OpenError::Newer { file: FILE.into(), version });
+        }
         let mut offset = HEADER_BYTES as u64;
         loop {
-            let mut scan = Scan::load(&file, 0, 0, offset, READ_BYTES)?;
+            let mut scan = Scan::load(&file, id(), offset, READ_BYTES)?;
             while let Some((_, frame)) = scan.next_frame() {
-                let Frame::Record(bytes) = frame else { continue };
+                let Frame::Record(_, bytes) = frame else { continue };
                 journal.apply(&bytes);
             }
             if scan.offset() == offset {
@@ -110,9 +113,9 @@ impl<F: super::DiskFile> Journal<F> {
     }
 
     fn rewrite<D: Disk<File = F>>(&self, disk: &D) -> io::Result<Tail<F>> {
-        let mut content = segment::header(0, 0, 0);
+        let mut content = segment::header(id(), 0, 0);
         for (number, (key, value)) in (0..).zip(&self.entries) {
-            Frame::Record(record(key, value)).put(&mut content, 0, number, 0);
+            Frame::Record(None, record(key, value)).put(&mut content, id(), number);
         }
         disk.replace(FILE, &content)?;
         let count = self.entries.len() as u64;
@@ -124,13 +127,17 @@ impl<F: super::DiskFile> Tail<F> {
     fn append(&mut self, records: &[Bytes]) -> io::Result<()> {
         let mut buffer = Vec::new();
         for record in records {
-            Frame::Record(record.clone()).put(&mut buffer, 0, self.count, 0);
+            Frame::Record(None, record.clone()).put(&mut buffer, id(), self.count);
             self.count += 1;
         }
         self.file.write_at(&buffer, self.len)?;
         self.len += buffer.len() as u64;
         self.file.sync()
     }
+}
+
+fn id() -> Id {
+    Id::new("", 0, 0)
 }
 
 /// # Panics

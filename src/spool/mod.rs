@@ -16,35 +16,47 @@
 //! ```text
 //! <stream>.<ordinal>.<epoch>.<first>.seg     records; ordinal 8, epoch 16, first 16 hexadecimal digits
 //! positions                                  how far each epoch is trimmed, and the skips (text, see `positions`)
+//! spare.<ordinal>                            an acknowledged segment's file, to be written again
 //! commands.journal                           see `journal`
 //! lock                                       held while the gateway runs
 //! ```
 //!
-//! Ordinals count the starts of the gateway: epochs are random, ordinals order them. A start never
-//! appends to an older start's segments. Integers are little endian. Version 1:
+//! Ordinals count the epochs of a stream: epochs are random, ordinals order them. Only the newest
+//! epoch is appended to, and each start begins one. Integers are little endian. Version 1:
 //!
 //! ```text
-//! segment    magic "FGSEG\0\0\1" (the last byte is the version), epoch u64, first u64, acked u64, crc u32
-//!            then frames
-//! frame      head u32: kind in the top 4 bits, body length in the others
-//!            crc u32: CRC32C (RFC 3720, B.4) over epoch, seq, head, body
-//!            delta u32: seq - first
+//! segment    magic "FGSEG\0\0\1" (the last byte is the version), stream u32, epoch u64, first u64, acked u64, stale u64,
+//!            crc u32, then frames, then what is left of an earlier use, up to byte `stale`
+//!            stream: CRC32C (RFC 3720, B.4) of its name
+//! frame      head u32: kind in the top 4 bits, body length, at most 1,310,720, in the others
+//!            crc u32: CRC32C over stream, epoch, seq, head, body
+//!            delta u32: seq - first, less than 2^20, xor the CRC32C of stream, epoch, first
 //!            body
 //! kind 0     record: the bytes
 //! kind 1     mark: acked u64, everything up to which is trimmed; its seq is the next record's
+//! kind 2     record with its origin: session u64, order u32, packet identifier u16, digest u32, the bytes
 //! ```
 //!
 //! `acked` in header and marks makes a hole in the numbers that was acknowledged look different
-//! from a loss. The epoch in every CRC makes no other epoch's bytes ever valid.
+//! from a loss. Stream, epoch and seq in every CRC make no other segment's bytes ever valid in this one,
+//! so that a file can be written again: that costs the medium a fraction of a new one, for neither
+//! its length nor its place has to be written. Origins are for `tails`: they tell after a crash
+//! which publishes are on disk that a device sends again.
 //!
 //! # Recovery
 //!
 //! Open reads names, headers, `positions`, and scans the last segment of each epoch. At a bad frame
 //! it looks for the next good one: if there is none, the tail is torn and cut; else the records
 //! between are damaged and become a skip. The recovered tail is synced before anything of it is
-//! sent. Damage further back is met, and skipped, when it is read. A segment whose header doesn't
-//! fit its name is read by its name. A segment of a newer version refuses to open: the spool is
-//! left as it is.
+//! sent. Damage further back is met, and skipped, when it is read. A segment whose header is
+//! damaged is read by its name; one whose header is another segment's was never begun. A file of a
+//! newer version refuses to open: the spool is left as it is.
+//!
+//! # Bounds
+//!
+//! `max_bytes` holds for all files of segments and spares. A segment counts as at least a 256th of a full
+//! one, so that their number is bounded too. At the bound, and when less than `min_free_bytes` of
+//! the medium is free, the oldest segment of the last stream is evicted as a durable skip.
 //!
 //! # What is assumed of the medium
 //!
@@ -58,14 +70,20 @@ pub mod journal;
 mod positions;
 mod read;
 mod recovery;
+mod retention;
 mod segment;
+mod tails;
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+};
 
 use bytes::Bytes;
 
 pub use disk::{DirectoryDisk, Disk, DiskFile};
 pub use recovery::{OpenError, Report};
+pub use tails::{Origin, Tail};
 
 /// How much may be on disk, and in what pieces.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +92,10 @@ pub struct Limits {
     pub max_bytes: u64,
     /// When a segment is sealed and the next begun.
     pub segment_bytes: u64,
+    /// What is left free of the medium: below, the spool makes do with the files it has.
+    pub min_free_bytes: u64,
+    /// How many publishes of a session are remembered by their [`Origin`].
+    pub tail: usize,
 }
 
 /// One record to append.
@@ -83,8 +105,19 @@ pub struct Entry {
     pub stream: usize,
     /// Its number. Numbers of one stream go up; a hole must have been acknowledged.
     pub seq: u64,
-    /// The record.
+    /// The record: 1 byte to 1,310,000 bytes.
     pub bytes: Bytes,
+    /// Which publish it was, where that is to be known after a crash.
+    pub origin: Option<Origin>,
+}
+
+/// A group is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// What had to go to make room, since the last success.
+    pub evicted: Vec<Evicted>,
+    /// Whether the spool is nearly full: soon the next records will be had only for older ones.
+    pub pressed: bool,
 }
 
 /// What a read gives, in the order of the numbers.
@@ -136,6 +169,17 @@ pub struct Evicted {
 /// which it is not evicted for others.
 const EVENTS_SHARE: u64 = 10;
 
+/// From this part of its room on, in eighths, the spool is nearly full.
+const PRESSED_EIGHTHS: u64 = 7;
+
+/// How many files of acknowledged segments are kept to be written again, at most, and what part of
+/// the spool they may be.
+const MAX_SPARES: u64 = 4;
+const SPARES_SHARE: u64 = 8;
+
+/// A segment counts as at least this part of a full one.
+const MIN_SEGMENT_SHARE: u64 = 256;
+
 /// After so many failed reads a segment counts as damaged.
 const READ_ATTEMPTS: u32 = 3;
 
@@ -147,19 +191,31 @@ const READ_BYTES: usize = 256 * 1024;
 pub struct Spool<D: Disk> {
     disk: D,
     limits: Limits,
-    ordinal: u32,
     streams: Vec<Stream<D::File>>,
+    /// Of the segments; spares come on top.
     bytes: u64,
+    spares: Vec<Spare>,
+    next_spare: u32,
+    tails: BTreeMap<u64, Tail>,
     written_bytes: u64,
     syncs: u64,
     /// Evicted and not yet said.
     evicted: Vec<Evicted>,
+    /// Files that failed appends have left and that could not be removed yet.
+    unwanted: Vec<String>,
+}
+
+/// A file that may be written again.
+#[derive(Debug)]
+struct Spare {
+    name: String,
+    bytes: u64,
 }
 
 #[derive(Debug)]
 struct Stream<F> {
     name: String,
-    /// Oldest first.
+    /// Oldest first; the last one is appended to and never goes.
     logs: VecDeque<EpochLog>,
     active: Option<Active<F>>,
     cursor: Option<Cursor<F>>,
@@ -184,7 +240,9 @@ struct Segment {
     first: u64,
     /// One past the last number it may hold; frames from there on are not its own.
     next: u64,
+    /// What its frames take, and what its file does, which may have been longer before.
     bytes: u64,
+    file_bytes: u64,
     failed_reads: u32,
 }
 
@@ -237,14 +295,15 @@ impl<D: Disk> Spool<D> {
         self.streams.iter().map(|stream| stream.name.as_str())
     }
 
-    /// Every epoch of an earlier start that is not retired, and the current one if something of it
-    /// is held; oldest first within a stream. An epoch that is acknowledged to its end is only
-    /// to be retired.
+    /// Every earlier epoch that is not retired, and the newest if something of it is held; oldest
+    /// first within a stream. An epoch that is acknowledged to its end is only to be retired.
     pub fn held(&self) -> Vec<HeldRange> {
         let mut held = Vec::new();
-        let is_held = |log: &&EpochLog| log.ordinal != self.ordinal || log.next > log.acked + 1;
         for (index, stream) in self.streams.iter().enumerate() {
-            held.extend(stream.logs.iter().filter(is_held).map(|log| HeldRange {
+            let newest = stream.logs.len() - 1;
+            let is_held =
+                |(place, log): &(usize, &EpochLog)| *place < newest || log.next > log.acked + 1;
+            held.extend(stream.logs.iter().enumerate().filter(is_held).map(|(_, log)| HeldRange {
                 stream: index,
                 epoch: log.epoch,
                 acked: log.acked,
@@ -254,72 +313,31 @@ impl<D: Disk> Spool<D> {
         held
     }
 
-    /// Bytes on disk, all segments.
+    /// The last publishes of each session that are on disk, oldest first; see [`Entry::origin`].
+    pub fn tails(&self) -> impl Iterator<Item = (u64, &Tail)> {
+        self.tails.iter().map(|(session, tail)| (*session, tail))
+    }
+
+    /// Appends of a stream go to a fresh epoch from now on.
+    ///
+    /// # Panics
+    /// If the epoch was used before: its numbers would be given twice.
+    pub fn begin_epoch(&mut self, stream: usize, epoch: u64) {
+        let stream = &mut self.streams[stream];
+        assert!(stream.logs.iter().all(|log| log.epoch != epoch), "an epoch is used once");
+        let ordinal = stream.newest().ordinal + 1;
+        stream.active = None;
+        stream.logs.push_back(EpochLog::new(ordinal, epoch));
+    }
+
+    /// Bytes on disk, all segments and spares.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes + self.spares.iter().map(|spare| spare.bytes).sum::<u64>()
     }
 
     /// Bytes written since open, and how often the medium was asked to keep them.
     pub fn wear(&self) -> (u64, u64) {
         (self.written_bytes, self.syncs)
-    }
-
-    /// Lets go of everything up to `acked` in an epoch. Whole segments are deleted, the position
-    /// written before.
-    ///
-    /// # Errors
-    /// The position could not be written: nothing was deleted, and the trim is made good by a later
-    /// one.
-    pub fn trim(&mut self, stream: usize, epoch: u64, acked: u64) -> io::Result<()> {
-        let current = self.ordinal;
-        let half = self.limits.segment_bytes / 2;
-        let Some(log) = self.streams[stream].logs.iter_mut().find(|log| log.epoch == epoch) else {
-            return Ok(());
-        };
-        // Of the current epoch the hub may hold records that never had to be written.
-        let acked = if log.ordinal == current { acked } else { acked.min(log.next - 1) };
-        log.acked = log.acked.max(acked);
-        log.next = log.next.max(log.acked + 1);
-        log.kept = log.kept.max(log.acked + 1);
-        let acked = log.acked;
-        log.skips.retain(|skip| skip.to > acked + 1);
-        let gone = log.segments.iter().take_while(|segment| segment.next <= acked + 1).count();
-        // The segment that is appended to stays while it is small, for a new one costs more than it
-        // frees.
-        let keeps_active = log.ordinal == current
-            && gone == log.segments.len()
-            && log.segments.back().is_some_and(|last| last.bytes < half);
-        let gone = gone - usize::from(keeps_active);
-        if gone > 0 {
-            self.save_positions()?;
-            for _ in 0..gone {
-                self.unlink_oldest(stream, epoch);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets go of an epoch of an earlier start, all of it. When it returns `Ok`, no later start
-    /// finds it again.
-    ///
-    /// # Errors
-    /// The position could not be written: the epoch may be found again, and this is to be tried
-    /// again.
-    pub fn retire(&mut self, stream: usize, epoch: u64) -> io::Result<()> {
-        let current = self.ordinal;
-        let old = |log: &EpochLog| log.epoch == epoch && log.ordinal != current;
-        let Some(log) = self.streams[stream].logs.iter_mut().find(|log| old(log)) else {
-            return Ok(());
-        };
-        log.acked = log.next - 1;
-        log.skips.clear();
-        let segments = log.segments.len();
-        self.save_positions()?;
-        for _ in 0..segments {
-            self.unlink_oldest(stream, epoch);
-        }
-        self.streams[stream].logs.retain(|log| !old(log));
-        Ok(())
     }
 
     /// Writes the positions, so that the next start sends again as little as can be.
@@ -329,7 +347,7 @@ impl<D: Disk> Spool<D> {
     pub fn save_positions(&mut self) -> io::Result<()> {
         let logs =
             self.streams.iter().flat_map(|s| s.logs.iter().map(|log| (s.name.as_str(), log)));
-        let text = positions::write(logs);
+        let text = positions::write(logs, &self.tails);
         self.written_bytes += text.len() as u64;
         self.syncs += 2;
         self.disk.replace(positions::FILE, text.as_bytes())
@@ -339,23 +357,24 @@ impl<D: Disk> Spool<D> {
     pub fn disk(&self) -> &D {
         &self.disk
     }
+}
 
-    fn unlink_oldest(&mut self, stream: usize, epoch: u64) {
-        let Self { disk, streams, bytes, ordinal, .. } = self;
-        let stream = &mut streams[stream];
-        let Some(log) = stream.logs.iter_mut().find(|log| log.epoch == epoch) else { return };
-        let Some(segment) = log.segments.pop_front() else { return };
-        if log.ordinal == *ordinal && log.segments.is_empty() {
-            stream.active = None;
-        }
-        if stream.cursor.as_ref().is_some_and(|c| c.epoch == epoch && c.first == segment.first) {
-            stream.cursor = None;
-        }
-        *bytes -= segment.bytes;
-        let name = segment::file_name(&stream.name, log.ordinal, epoch, segment.first);
-        if let Err(error) = disk.remove(&name) {
-            tracing::warn!(%error, file = name, "an old segment could not be deleted; the next start will");
-        }
+impl<F> Stream<F> {
+    fn new(name: &str) -> Self {
+        Self { name: name.into(), logs: VecDeque::new(), active: None, cursor: None }
+    }
+
+    /// The epoch that is appended to.
+    fn newest(&self) -> &EpochLog {
+        self.logs.back().expect("a stream has a newest epoch from open on")
+    }
+
+    fn newest_mut(&mut self) -> &mut EpochLog {
+        self.logs.back_mut().expect("a stream has a newest epoch from open on")
+    }
+
+    fn bytes(&self) -> u64 {
+        self.logs.iter().flat_map(|log| &log.segments).map(|segment| segment.file_bytes).sum()
     }
 }
 
@@ -371,33 +390,9 @@ impl EpochLog {
             skips: Vec::new(),
         }
     }
-
-    /// Adds what of `from..to` is not a known loss yet; says how many records that is.
-    fn add_skip(&mut self, from: u64, to: u64, reason: &str) -> u64 {
-        let (mut at, mut added) = (from, 0);
-        let known = self.skips.clone();
-        for skip in known.iter().filter(|skip| skip.to > from && skip.from < to) {
-            if at < skip.from {
-                added += skip.from - at;
-                self.skips.push(SkipRange { from: at, to: skip.from, reason: reason.into() });
-            }
-            at = skip.to;
-        }
-        if at < to {
-            added += to - at;
-            self.skips.push(SkipRange { from: at, to, reason: reason.into() });
-        }
-        self.skips.sort_by_key(|skip| skip.from);
-        self.skips.dedup_by(|later, earlier| {
-            let joins = earlier.to == later.from && earlier.reason == later.reason;
-            if joins {
-                earlier.to = later.to;
-            }
-            joins
-        });
-        added
-    }
 }
 
+#[cfg(test)]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::io;
 
 use super::{
     Cursor, Disk, Item, READ_ATTEMPTS, READ_BYTES, Segment, Spool,
-    segment::{self, Frame, HEADER_BYTES, Scan},
+    segment::{self, Frame, HEADER_BYTES, Id, Scan},
 };
 
 impl<D: Disk> Spool<D> {
@@ -98,13 +98,14 @@ impl Place<'_> {
                 (disk.open(&name)?, HEADER_BYTES as u64)
             }
         };
+        let id = Id::new(self.stream, epoch, first);
         let end = segment.next.min(self.limit);
         let mut from = from;
         while from < end && *budget > 0 {
-            let mut scan = Scan::load(&file, epoch, first, offset, READ_BYTES)?;
+            let mut scan = Scan::load(&file, id, offset, READ_BYTES)?;
             while from < end && *budget > 0 {
                 let Some((seq, frame)) = scan.next_frame() else { break };
-                let (Frame::Record(bytes), true) = (frame, seq >= from) else { continue };
+                let (Frame::Record(_, bytes), true) = (frame, seq >= from) else { continue };
                 let seq = seq.min(end);
                 if seq > from {
                     items.push(Item::Skip { from, to: seq, reason: "damaged".into() });

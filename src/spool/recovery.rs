@@ -6,8 +6,11 @@ use std::{
 };
 
 use super::{
-    Disk, DiskFile as _, EpochLog, Limits, READ_BYTES, Segment, Spool, Stream, positions,
-    segment::{self, Frame, HEADER_BYTES, Header, Scan},
+    Disk, DiskFile as _, EpochLog, Limits, MAX_SPARES, Origin, READ_BYTES, Segment, Spare, Spool,
+    Stream, Tail,
+    positions::{self, Positions},
+    segment::{self, Frame, HEADER_BYTES, Header, Id, Scan},
+    tails,
 };
 
 /// Why the spool did not open.
@@ -16,6 +19,9 @@ pub enum OpenError {
     /// The medium failed, or another process holds the spool.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The numbers of a fresh epoch must never have been given before.
+    #[error("the epoch {0:016x} was used before")]
+    EpochUsed(u64),
     /// It was left as it is.
     #[error(
         "{file} has format version {version}, newer than this program reads; install the newer fieldgate again"
@@ -48,11 +54,14 @@ pub(super) fn open<D: Disk>(
 ) -> Result<(Spool<D>, Report), OpenError> {
     let mut report = Report::default();
     let mut found = Found::look(&disk, &mut report)?;
+    if found.logs.keys().any(|key| key.2 == epoch) {
+        return Err(OpenError::EpochUsed(epoch));
+    }
     let ordinal = found.logs.keys().map(|key| key.1).max().unwrap_or(0) + 1;
     let mut streams: Vec<Stream<D::File>> = names.iter().map(|name| Stream::new(name)).collect();
     let mut unlink = Vec::new();
     while let Some(((name, _, _), mut log)) = found.logs.pop_first() {
-        recover_log(&disk, &name, &mut log, &mut report)?;
+        found.recover_log(&disk, &name, &mut log, limits.tail > 0, &mut report)?;
         let gone = |segment: &Segment| {
             let from = segment.first.max(log.acked + 1);
             from >= segment.next
@@ -81,8 +90,6 @@ pub(super) fn open<D: Disk>(
         stream.logs.iter_mut().for_each(|log| log.kept = log.next);
         stream.logs.push_back(EpochLog::new(ordinal, epoch));
     }
-    let held = streams.iter().flat_map(|stream| &stream.logs).flat_map(|log| &log.segments);
-    let bytes = held.map(|segment| segment.bytes).sum();
     // Opening needs no free space and no writable medium: what can't be deleted now is met again at
     // the next start.
     for name in unlink.iter().chain(&found.leftovers) {
@@ -90,44 +97,61 @@ pub(super) fn open<D: Disk>(
             tracing::debug!(%error, file = name, "a finished segment could not be deleted");
         }
     }
-    let spool = Spool {
+    let Found { mut tails, origins, spares, next_spare, .. } = found;
+    tails::extend(&mut tails, origins.into_iter(), limits.tail);
+    let mut spool = Spool {
         disk,
         limits,
-        ordinal,
         streams,
-        bytes,
+        bytes: 0,
+        spares,
+        next_spare,
+        tails,
         written_bytes: 0,
         syncs: 0,
         evicted: Vec::new(),
+        unwanted: Vec::new(),
     };
+    let smallest = spool.smallest_segment();
+    for segment in spool.streams.iter_mut().flat_map(|s| &mut s.logs).flat_map(|l| &mut l.segments)
+    {
+        segment.file_bytes = segment.file_bytes.max(smallest);
+        spool.bytes += segment.file_bytes;
+    }
     Ok((spool, report))
 }
 
-impl<F> Stream<F> {
-    fn new(name: &str) -> Self {
-        Self { name: name.into(), logs: VecDeque::new(), active: None, cursor: None }
-    }
-}
-
 /// Everything that was found, in the order of stream, ordinal, epoch.
+#[derive(Default)]
 struct Found {
     logs: BTreeMap<(String, u32, u64), EpochLog>,
     leftovers: Vec<String>,
+    spares: Vec<Spare>,
+    next_spare: u32,
+    tails: BTreeMap<u64, Tail>,
+    /// From the frames at the ends of the epochs.
+    origins: Vec<Origin>,
 }
 
 impl Found {
     fn look<D: Disk>(disk: &D, report: &mut Report) -> Result<Self, OpenError> {
-        let mut found = Self { logs: BTreeMap::new(), leftovers: Vec::new() };
+        let mut found = Self::default();
         let mut files = disk.list()?;
         files.sort();
         if files.iter().any(|name| name == positions::FILE) {
             match read_positions(disk)? {
-                Some(logs) => {
+                Positions::Whole { logs, tails } => {
+                    found.tails = tails;
                     for (stream, log) in logs {
                         found.logs.insert((stream, log.ordinal, log.epoch), log);
                     }
                 }
-                None => report.damage.push(format!("{} is unreadable", positions::FILE)),
+                Positions::Damaged => {
+                    report.damage.push(format!("{} is unreadable", positions::FILE));
+                }
+                Positions::Newer(version) => {
+                    return Err(OpenError::Newer { file: positions::FILE.into(), version });
+                }
             }
         }
         let mut unbegun: Option<String> = None;
@@ -136,12 +160,17 @@ impl Found {
                 found.leftovers.push(name);
                 continue;
             }
+            if let Some(number) = name.strip_prefix(segment::SPARE) {
+                found.keep_spare(disk, number);
+                continue;
+            }
             let Some((stream, ordinal, epoch, first)) = segment::parse_name(&name) else {
                 continue;
             };
             let file = disk.open(&name)?;
-            let bytes = file.length()?;
-            if bytes < HEADER_BYTES as u64 {
+            let file_bytes = file.length()?;
+            let header = segment::read_header(&file, Id::new(stream, epoch, first))?;
+            if file_bytes < HEADER_BYTES as u64 || header == Header::Unbegun {
                 // The header is synced before anything in the file counts: the last one may never
                 // have been begun.
                 found.leftovers.push(name.clone());
@@ -157,81 +186,137 @@ impl Found {
                 report.damage.push(format!("{before} has lost its content"));
             }
             let log = found.logs.entry(key).or_insert_with(|| EpochLog::new(ordinal, epoch));
-            match segment::read_header(&file, epoch, first)? {
-                Header::Good { acked } => log.acked = log.acked.max(acked),
+            match header {
+                Header::Good { acked, .. } => log.acked = log.acked.max(acked),
                 Header::Newer(version) => return Err(OpenError::Newer { file: name, version }),
-                Header::Damaged => report.damage.push(format!("{name} has a damaged header")),
+                Header::Damaged | Header::Unbegun => {
+                    report.damage.push(format!("{name} has a damaged header"));
+                }
             }
             // The names sort by number, so that the segment before ends where this one begins.
             if let Some(before) = log.segments.back_mut() {
                 before.next = first;
             }
-            log.segments.push_back(Segment { first, next: first, bytes, failed_reads: 0 });
+            let (next, bytes) = (first, file_bytes);
+            log.segments.push_back(Segment { first, next, bytes, file_bytes, failed_reads: 0 });
         }
         Ok(found)
     }
+
+    fn keep_spare<D: Disk>(&mut self, disk: &D, number: &str) {
+        let name = format!("{}{number}", segment::SPARE);
+        let bytes = disk.open(&name).and_then(|file| file.length());
+        match (u32::from_str_radix(number, 16), bytes) {
+            (Ok(number), Ok(bytes)) if (self.spares.len() as u64) < MAX_SPARES => {
+                self.next_spare = self.next_spare.max(number.wrapping_add(1));
+                self.spares.push(Spare { name, bytes });
+            }
+            _ => self.leftovers.push(name),
+        }
+    }
 }
 
-fn read_positions<D: Disk>(disk: &D) -> io::Result<Option<Vec<(String, EpochLog)>>> {
+fn read_positions<D: Disk>(disk: &D) -> io::Result<Positions> {
     let file = disk.open(positions::FILE)?;
     let mut bytes = vec![0; usize::try_from(file.length()?).unwrap_or(0)];
     let filled = file.read_at(&mut bytes, 0)?;
-    Ok(std::str::from_utf8(&bytes[..filled]).ok().and_then(positions::read))
+    Ok(std::str::from_utf8(&bytes[..filled]).map_or(Positions::Damaged, positions::read))
 }
 
-/// Scans the last segment: cuts a torn tail, turns damage before good frames into a skip.
-fn recover_log<D: Disk>(
-    disk: &D,
-    stream: &str,
-    log: &mut EpochLog,
-    report: &mut Report,
-) -> Result<(), OpenError> {
-    let Some(last) = log.segments.back() else { return Ok(()) };
-    let (epoch, first) = (log.epoch, last.first);
-    // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn
-    // tail.
-    log.next = log.next.max(first);
-    let name = segment::file_name(stream, log.ordinal, epoch, first);
-    let mut file = disk.open(&name)?;
-    let mut reached = first;
-    let mut offset = HEADER_BYTES as u64;
-    let mut good = offset;
-    loop {
-        let mut scan = Scan::load(&file, epoch, first, offset, READ_BYTES)?;
-        let mut damaged = false;
-        while let Some((seq, frame)) = scan.next_frame() {
-            damaged |= scan.damaged();
-            good = scan.good_end();
-            if let Frame::Mark { acked } = frame {
-                log.acked = log.acked.max(acked);
-                continue;
+impl Found {
+    /// Scans the last segment: cuts a torn tail, turns damage before good frames into a skip.
+    fn recover_log<D: Disk>(
+        &mut self,
+        disk: &D,
+        stream: &str,
+        log: &mut EpochLog,
+        learns: bool,
+        report: &mut Report,
+    ) -> Result<(), OpenError> {
+        let Some(last) = log.segments.back() else { return Ok(()) };
+        let first = last.first;
+        let is_newest = self.logs.keys().next().is_none_or(|key| key.0 != stream);
+        if let Some(before) = log.segments.len().checked_sub(2).filter(|_| learns && is_newest) {
+            self.learn_origins(disk, stream, log, log.segments[before].first)?;
+        }
+        // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn
+        // tail.
+        log.next = log.next.max(first);
+        let name = segment::file_name(stream, log.ordinal, log.epoch, first);
+        let id = Id::new(stream, log.epoch, first);
+        let mut file = disk.open(&name)?;
+        let mut reached = first;
+        let mut offset = HEADER_BYTES as u64;
+        let mut good = offset;
+        loop {
+            let mut scan = Scan::load(&file, id, offset, READ_BYTES)?;
+            let mut damaged = false;
+            while let Some((seq, frame)) = scan.next_frame() {
+                damaged |= scan.damaged();
+                good = scan.good_end();
+                let origin = match frame {
+                    Frame::Mark { acked } => {
+                        log.acked = log.acked.max(acked);
+                        continue;
+                    }
+                    Frame::Record(origin, _) => origin,
+                };
+                self.origins.extend(origin);
+                let from = reached.max(log.acked + 1);
+                if from < seq {
+                    log.add_skip(from, seq, "damaged");
+                }
+                reached = reached.max(seq + 1);
             }
-            let from = reached.max(log.acked + 1);
-            if from < seq {
-                log.add_skip(from, seq, "damaged");
+            if damaged {
+                report.damage.push(format!("{name} is damaged before byte {good}"));
             }
-            reached = reached.max(seq + 1);
+            if scan.offset() == offset {
+                break;
+            }
+            offset = scan.offset();
         }
-        if damaged {
-            report.damage.push(format!("{name} is damaged before byte {good}"));
+        log.next = log.next.max(reached);
+        let len = file.length()?;
+        let stale_bytes = match segment::read_header(&file, id)? {
+            Header::Good { stale_bytes, .. } => stale_bytes,
+            _ => 0,
+        };
+        let end = good.max(stale_bytes);
+        report.torn_bytes += len.saturating_sub(end);
+        // A medium that takes no write still opens: the tail is left alone, and what reads as good is
+        // still good.
+        if len <= end || file.truncate(end).is_ok() {
+            file.sync().ok();
         }
-        if scan.offset() == offset {
-            break;
+        let last = log.segments.back_mut().expect("looked at above");
+        last.bytes = good.min(len);
+        last.next = reached;
+        Ok(())
+    }
+
+    /// The last segment may have been begun just before the end: its elder knows the sessions' tails.
+    fn learn_origins<D: Disk>(
+        &mut self,
+        disk: &D,
+        stream: &str,
+        log: &EpochLog,
+        first: u64,
+    ) -> io::Result<()> {
+        let file = disk.open(&segment::file_name(stream, log.ordinal, log.epoch, first))?;
+        let mut offset = HEADER_BYTES as u64;
+        loop {
+            let mut scan =
+                Scan::load(&file, Id::new(stream, log.epoch, first), offset, READ_BYTES)?;
+            while let Some((_, frame)) = scan.next_frame() {
+                if let Frame::Record(Some(origin), _) = frame {
+                    self.origins.push(origin);
+                }
+            }
+            if scan.offset() == offset {
+                return Ok(());
+            }
+            offset = scan.offset();
         }
-        offset = scan.offset();
     }
-    log.next = log.next.max(reached);
-    let len = file.length()?;
-    if len > good.max(HEADER_BYTES as u64) {
-        report.torn_bytes += len - good;
-    }
-    // A medium that takes no write still opens: the tail is left alone, and what reads as good is
-    // still good.
-    if len <= good || file.truncate(good).is_ok() {
-        file.sync().ok();
-    }
-    let last = log.segments.back_mut().expect("looked at above");
-    last.bytes = good.min(len);
-    last.next = reached;
-    Ok(())
 }

@@ -4,25 +4,69 @@ use std::io;
 
 use bytes::{Buf as _, Bytes};
 
-use super::disk::DiskFile;
+use super::{Origin, disk::DiskFile};
 
 /// Magic and version.
 const MAGIC: [u8; 7] = *b"FGSEG\0\0";
 const VERSION: u8 = 1;
 
-pub(super) const HEADER_BYTES: usize = 8 + 8 + 8 + 8 + 4;
+pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 8 + 4;
 pub(super) const FRAME_BYTES: usize = 12;
 
-/// No frame is longer: what claims to be is damage.
-pub(super) const MAX_BODY_BYTES: usize = (1 << 28) - 1;
+/// No body is longer: what claims to be is damage. More than the largest record that intake lets in,
+/// and little enough for the look past damage to stay near its place.
+pub(super) const MAX_BODY_BYTES: usize = 1280 << 10;
+
+/// A segment's numbers span less than this.
+pub(super) const SPAN: u64 = 1 << 20;
+
+/// What the names of spares begin with.
+pub(super) const SPARE: &str = "spare.";
 
 const KIND_RECORD: u32 = 0;
 const KIND_MARK: u32 = 1;
+const KIND_ORIGIN: u32 = 2;
+const ORIGIN_BYTES: usize = 8 + 4 + 2 + 4;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Record(Bytes),
+    Record(Option<Origin>, Bytes),
     Mark { acked: u64 },
+}
+
+/// Which segment a byte is of. It is in each checksum, so that what an earlier use left in a file is
+/// never taken for its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Id {
+    /// CRC32C of the stream's name.
+    stream: u32,
+    epoch: u64,
+    first: u64,
+}
+
+impl Id {
+    pub(super) fn new(stream: &str, epoch: u64, first: u64) -> Self {
+        Self { stream: crc32c::crc32c(stream.as_bytes()), epoch, first }
+    }
+
+    fn checksum(self, seq: u64, head: u32, body: &[u8]) -> u32 {
+        let mut prefix = [0; 24];
+        prefix[..4].copy_from_slice(&self.stream.to_le_bytes());
+        prefix[4..12].copy_from_slice(&self.epoch.to_le_bytes());
+        prefix[12..20].copy_from_slice(&seq.to_le_bytes());
+        prefix[20..].copy_from_slice(&head.to_le_bytes());
+        crc32c::crc32c_append(crc32c::crc32c(&prefix), body)
+    }
+
+    /// What a delta is masked with, so that bytes of another segment don't even look like a frame:
+    /// the checksum alone would let one in four billion of them through.
+    fn mask(self) -> u32 {
+        let mut bytes = [0; 20];
+        bytes[..4].copy_from_slice(&self.stream.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.first.to_le_bytes());
+        crc32c::crc32c(&bytes)
+    }
 }
 
 pub(super) fn file_name(stream: &str, ordinal: u32, epoch: u64, first: u64) -> String {
@@ -44,11 +88,13 @@ pub(super) fn parse_name(name: &str) -> Option<(&str, u32, u64, u64)> {
         .then_some(parsed)
 }
 
-pub(super) fn header(epoch: u64, first: u64, acked: u64) -> Vec<u8> {
+/// `stale_bytes`: up to where the file may hold what an earlier use left.
+pub(super) fn header(id: Id, acked: u64, stale_bytes: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     bytes.extend_from_slice(&MAGIC);
     bytes.push(VERSION);
-    for field in [epoch, first, acked] {
+    bytes.extend_from_slice(&id.stream.to_le_bytes());
+    for field in [id.epoch, id.first, acked, stale_bytes] {
         bytes.extend_from_slice(&field.to_le_bytes());
     }
     bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
@@ -57,12 +103,17 @@ pub(super) fn header(epoch: u64, first: u64, acked: u64) -> Vec<u8> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Header {
-    Good { acked: u64 },
+    Good {
+        acked: u64,
+        stale_bytes: u64,
+    },
+    /// Sound, but another segment's: this one was named and never begun.
+    Unbegun,
     Damaged,
     Newer(u8),
 }
 
-pub(super) fn read_header(file: &impl DiskFile, epoch: u64, first: u64) -> io::Result<Header> {
+pub(super) fn read_header(file: &impl DiskFile, id: Id) -> io::Result<Header> {
     let mut bytes = [0; HEADER_BYTES];
     let filled = file.read_at(&mut bytes, 0)?;
     if filled < HEADER_BYTES {
@@ -74,21 +125,31 @@ pub(super) fn read_header(file: &impl DiskFile, epoch: u64, first: u64) -> io::R
         return Ok(Header::Newer(bytes[7]));
     }
     let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    if sound && bytes[..7] == MAGIC && field(8) == epoch && field(16) == first {
-        Ok(Header::Good { acked: field(24) })
-    } else {
+    if !sound || bytes[..7] != MAGIC {
         Ok(Header::Damaged)
+    } else if (Id { stream: word(&bytes, 8), epoch: field(12), first: field(20) }) != id {
+        Ok(Header::Unbegun)
+    } else {
+        Ok(Header::Good { acked: field(28), stale_bytes: field(36) })
     }
 }
 
 impl Frame {
-    pub(super) fn put(&self, out: &mut Vec<u8>, epoch: u64, seq: u64, first: u64) {
+    pub(super) fn put(&self, out: &mut Vec<u8>, id: Id, seq: u64) {
         let start = out.len();
         out.resize(start + FRAME_BYTES, 0);
         let kind = match self {
-            Self::Record(bytes) => {
+            Self::Record(None, bytes) => {
                 out.extend_from_slice(bytes);
                 KIND_RECORD
+            }
+            Self::Record(Some(origin), bytes) => {
+                out.extend_from_slice(&origin.session.to_le_bytes());
+                out.extend_from_slice(&origin.order.to_le_bytes());
+                out.extend_from_slice(&origin.packet_id.to_le_bytes());
+                out.extend_from_slice(&origin.digest.to_le_bytes());
+                out.extend_from_slice(bytes);
+                KIND_ORIGIN
             }
             Self::Mark { acked } => {
                 out.extend_from_slice(&acked.to_le_bytes());
@@ -97,34 +158,33 @@ impl Frame {
         };
         let body_len = out.len() - start - FRAME_BYTES;
         let head = kind << 28 | body_len as u32;
-        let crc = checksum(epoch, seq, head, &out[start + FRAME_BYTES..]);
+        let crc = id.checksum(seq, head, &out[start + FRAME_BYTES..]);
         out[start..start + 4].copy_from_slice(&head.to_le_bytes());
         out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
-        out[start + 8..start + 12].copy_from_slice(&((seq - first) as u32).to_le_bytes());
+        let delta = (seq - id.first) as u32 ^ id.mask();
+        out[start + 8..start + 12].copy_from_slice(&delta.to_le_bytes());
     }
 
     fn read(kind: u32, mut body: Bytes) -> Option<Self> {
         match kind {
-            KIND_RECORD => Some(Self::Record(body)),
+            KIND_RECORD => Some(Self::Record(None, body)),
+            KIND_ORIGIN if body.len() >= ORIGIN_BYTES => {
+                let session = body.get_u64_le();
+                let (order, packet_id) = (body.get_u32_le(), body.get_u16_le());
+                let origin = Origin { session, order, packet_id, digest: body.get_u32_le() };
+                Some(Self::Record(Some(origin), body))
+            }
             KIND_MARK if body.len() == 8 => Some(Self::Mark { acked: body.get_u64_le() }),
             _ => None,
         }
     }
 }
 
-fn checksum(epoch: u64, seq: u64, head: u32, body: &[u8]) -> u32 {
-    let mut prefix = [0; 20];
-    prefix[..8].copy_from_slice(&epoch.to_le_bytes());
-    prefix[8..16].copy_from_slice(&seq.to_le_bytes());
-    prefix[16..].copy_from_slice(&head.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&prefix), body)
-}
-
 /// Walks the frames of a piece of a segment.
 #[derive(Debug)]
 pub(super) struct Scan {
-    epoch: u64,
-    first: u64,
+    id: Id,
+    mask: u32,
     base: u64,
     piece: Bytes,
     at: usize,
@@ -136,17 +196,12 @@ pub(super) struct Scan {
 
 impl Scan {
     /// Reads `len` bytes at `offset`, and more if a single frame needs it.
-    pub(super) fn load(
-        file: &impl DiskFile,
-        epoch: u64,
-        first: u64,
-        offset: u64,
-        len: usize,
-    ) -> io::Result<Self> {
+    pub(super) fn load(file: &impl DiskFile, id: Id, offset: u64, len: usize) -> io::Result<Self> {
         let mut piece = vec![0; len];
         let filled = file.read_at(&mut piece, offset)?;
         piece.truncate(filled);
-        let wanted = frame_len(&piece).filter(|wanted| *wanted > len && filled == len);
+        let mask = id.mask();
+        let wanted = plausible_len(&piece, mask).filter(|wanted| *wanted > len && filled == len);
         if let Some(wanted) = wanted {
             let end = file.length()?.saturating_sub(offset);
             piece.resize(wanted.min(usize::try_from(end).unwrap_or(wanted)), 0);
@@ -155,8 +210,8 @@ impl Scan {
         }
         let at_end_of_file = piece.len() < len || offset + piece.len() as u64 >= file.length()?;
         Ok(Self {
-            epoch,
-            first,
+            id,
+            mask,
             base: offset,
             piece: piece.into(),
             at: 0,
@@ -211,19 +266,17 @@ impl Scan {
     }
 
     fn reaches_beyond(&self) -> bool {
-        frame_len(&self.piece[self.at..]).is_some_and(|len| {
-            self.at + len > self.piece.len() && len <= FRAME_BYTES + MAX_PLAUSIBLE_BYTES
-        })
+        plausible_len(&self.piece[self.at..], self.mask)
+            .is_some_and(|len| self.at + len > self.piece.len())
     }
 
     fn frame_here(&self) -> Option<(u64, Frame, usize)> {
         let rest = &self.piece[self.at..];
-        let word = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().expect("four bytes"));
-        let (head, crc, delta) = (word(0), word(4), word(8));
-        let len = FRAME_BYTES + (head as usize & MAX_BODY_BYTES);
+        let len = plausible_len(rest, self.mask)?;
+        let (head, crc, delta) = (word(rest, 0), word(rest, 4), word(rest, 8) ^ self.mask);
         let body = rest.get(FRAME_BYTES..len)?;
-        let seq = self.first + u64::from(delta);
-        if head >> 28 > KIND_MARK || checksum(self.epoch, seq, head, body) != crc {
+        let seq = self.id.first + u64::from(delta);
+        if self.id.checksum(seq, head, body) != crc {
             return None;
         }
         let body = self.piece.slice(self.at + FRAME_BYTES..self.at + len);
@@ -231,11 +284,20 @@ impl Scan {
     }
 }
 
-/// A longer body than any record that intake lets in; beyond it a length is not believed while
-/// looking past damage.
-const MAX_PLAUSIBLE_BYTES: usize = 17 << 20;
+/// The length of the frame that begins here, if these bytes can begin one. Says no to nearly all that
+/// are not one, before a checksum is made of what may be a megabyte.
+fn plausible_len(rest: &[u8], mask: u32) -> Option<usize> {
+    if rest.len() < FRAME_BYTES {
+        return None;
+    }
+    let head = word(rest, 0);
+    let body_bytes = head as usize & ((1 << 28) - 1);
+    let plausible = head >> 28 <= KIND_ORIGIN
+        && (1..=MAX_BODY_BYTES).contains(&body_bytes)
+        && u64::from(word(rest, 8) ^ mask) < SPAN;
+    plausible.then_some(FRAME_BYTES + body_bytes)
+}
 
-fn frame_len(rest: &[u8]) -> Option<usize> {
-    let head = u32::from_le_bytes(rest.get(..4)?.try_into().expect("four bytes"));
-    (head >> 28 <= KIND_MARK).then_some(FRAME_BYTES + (head as usize & MAX_BODY_BYTES))
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }

@@ -117,18 +117,9 @@ enum Step {
 
 impl Commands {
     pub(super) fn new(rules: Rules, journal: impl IntoIterator<Item = (String, Bytes)>) -> Self {
-        let mut known: BTreeMap<CommandId, Kept> = BTreeMap::new();
-        for (id, bytes) in journal {
-            let kept = serde_json::from_slice(&bytes);
-            let (Ok(kept), Ok(id)) = (kept, CommandId::try_from(id)) else {
-                tracing::warn!("an entry of the command journal is unreadable and is left out");
-                continue;
-            };
-            known.insert(id, kept);
-        }
-        Self {
+        let mut commands = Self {
             rules,
-            known,
+            known: BTreeMap::new(),
             live: BTreeMap::new(),
             deliveries: HashMap::new(),
             next_token: 1,
@@ -138,6 +129,20 @@ impl Commands {
             reporting: Vec::new(),
             unreported: Vec::new(),
             out: VecDeque::new(),
+        };
+        commands.inherit(journal);
+        commands
+    }
+
+    /// Takes over what the journal says of commands that nothing is known of yet.
+    pub(super) fn inherit(&mut self, journal: impl IntoIterator<Item = (String, Bytes)>) {
+        for (id, bytes) in journal {
+            let kept = serde_json::from_slice(&bytes);
+            let (Ok(kept), Ok(id)) = (kept, CommandId::try_from(id)) else {
+                tracing::warn!("an entry of the command journal is unreadable and is left out");
+                continue;
+            };
+            self.known.entry(id).or_insert(kept);
         }
     }
 

@@ -27,9 +27,10 @@ impl Lane {
         let next = self.last().next;
         let mut seq = self.appending.max(self.last().acked + 1).max(self.memory_first);
         while seq < next && *budget > 0 {
-            let bytes = self.memory[(seq - self.memory_first) as usize].bytes.clone();
+            let kept = &self.memory[(seq - self.memory_first) as usize];
+            let (bytes, origin) = (kept.bytes.clone(), kept.origin);
             *budget = budget.saturating_sub(bytes.len());
-            entries.push(Entry { stream: self.index, seq, bytes });
+            entries.push(Entry { stream: self.index, seq, bytes, origin });
             seq += 1;
             self.disk_end = seq;
         }
@@ -102,30 +103,41 @@ impl Lane {
         if self.reading || self.window.records == 0 {
             return None;
         }
-        let on_disk = self.on_disk_end();
-        let front = &self.epochs[0];
+        let place = self.reading_place();
+        let state = &self.epochs[place];
+        if self.ahead_epoch != state.epoch {
+            self.ahead.clear();
+            self.ahead_epoch = state.epoch;
+        }
         let from = match self.ahead.back() {
             Some(last) => end_of(last),
-            None => front.send,
+            None => state.send,
         };
         let ahead: usize = self.ahead.iter().map(item_bytes).sum();
-        let wanted = from < on_disk && ahead < READ_AHEAD_BYTES / 2 && front.owed.is_none();
+        let wanted =
+            from < self.on_disk_end(place) && ahead < READ_AHEAD_BYTES / 2 && state.owed.is_none();
         self.reading = wanted;
-        wanted.then_some((front.epoch, from))
+        wanted.then_some((state.epoch, from))
     }
 
-    /// Up to where the front epoch must be read from disk.
-    pub(super) fn on_disk_end(&self) -> u64 {
-        if self.epochs.len() > 1 { self.epochs[0].next } else { self.memory_first }
+    /// Which epoch is read ahead: the one that is sent from, or the oldest while that one's records
+    /// are in memory.
+    fn reading_place(&self) -> usize {
+        let place = self.sending();
+        if self.epochs[place].send < self.on_disk_end(place) { place } else { 0 }
+    }
+
+    /// Up to where an epoch must be read from disk.
+    pub(super) fn on_disk_end(&self, place: usize) -> u64 {
+        let is_current = place + 1 == self.epochs.len();
+        if is_current { self.memory_first } else { self.epochs[place].next }
     }
 
     pub(in crate::gateway) fn handle_read(&mut self, epoch: Epoch, items: Vec<Item>) {
         self.reading = false;
-        let front = &self.epochs[0];
-        if front.epoch != epoch {
-            return;
-        }
-        let wanted = self.ahead.back().map_or(front.send, end_of);
+        let state = self.epochs.iter().find(|state| state.epoch == epoch);
+        let Some(state) = state.filter(|_| epoch == self.ahead_epoch) else { return };
+        let wanted = self.ahead.back().map_or(state.send, end_of);
         // A session may have ended meanwhile, and the reading begun anew: what doesn't continue is
         // read again.
         if items.first().is_some_and(|item| start_of(item) == wanted) {

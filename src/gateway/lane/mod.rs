@@ -5,6 +5,7 @@
 //! window, and never let go of a receipt before its record is safe.
 
 mod disk;
+mod fresh;
 mod uplink;
 
 use std::{
@@ -14,10 +15,11 @@ use std::{
 
 use bytes::Bytes;
 
+use super::Settings;
 use crate::{
     protocol::{Epoch, HeldEpoch, StreamName, Window},
     record::Receipt,
-    spool::{HeldRange, Item},
+    spool::{HeldRange, Item, Origin},
 };
 
 /// What a record costs in memory beside its bytes.
@@ -25,6 +27,10 @@ const OVERHEAD_BYTES: usize = 96;
 
 /// How much of a backlog is read ahead of the link.
 pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
+
+/// How many epochs of a stream `hello` lists, so that a gateway that starts over and over without a
+/// hub still has a `hello` that fits a message.
+const MAX_LISTED: usize = 256;
 
 /// After so many sessions that the peer ended on the same unacknowledged batch, the batch is halved
 /// (PROTOCOL.md, 4).
@@ -62,7 +68,14 @@ pub(super) struct Lane {
     trimmed: u64,
     /// Whether only what is on disk may be sent.
     disk_first: bool,
+    /// Whether after an outage fresh records go first, in an epoch of their own.
+    live_first: bool,
+    wants_epoch: bool,
+    /// One past the last number of the current epoch that was ever put on a link.
+    sent_end: u64,
+    /// Read from disk for the link, and of which epoch.
     ahead: VecDeque<Item>,
+    ahead_epoch: Epoch,
     reading: bool,
     flight: VecDeque<Batch>,
     flight_records: u64,
@@ -97,6 +110,7 @@ struct Retiring {
 struct Kept {
     bytes: Bytes,
     heard: Instant,
+    origin: Option<Origin>,
     receipts: Receipts,
 }
 
@@ -114,6 +128,7 @@ pub(super) enum Receipts {
 
 #[derive(Debug)]
 struct Batch {
+    epoch: Epoch,
     first: u64,
     /// One past the last number.
     end: u64,
@@ -134,6 +149,14 @@ struct Suspect {
     guilty: bool,
 }
 
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) lane: usize,
+    pub(super) epoch: Epoch,
+    pub(super) seq: u64,
+}
+
 /// The next thing to send.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -142,7 +165,9 @@ pub(super) enum Next {
 }
 
 impl Lane {
-    pub(super) fn new(index: usize, name: StreamName, epoch: Epoch, disk_first: bool) -> Self {
+    pub(super) fn new(index: usize, name: StreamName, settings: &Settings) -> Self {
+        // An epoch is the start's own in every stream; streams are told apart by their names.
+        let epoch = settings.epoch;
         Self {
             name,
             index,
@@ -156,8 +181,12 @@ impl Lane {
             synced: 1,
             disk_end: 1,
             trimmed: 0,
-            disk_first,
+            disk_first: settings.disk_first,
+            live_first: settings.live_first,
+            wants_epoch: false,
+            sent_end: 1,
             ahead: VecDeque::new(),
+            ahead_epoch: epoch,
             reading: false,
             flight: VecDeque::new(),
             flight_records: 0,
@@ -181,13 +210,34 @@ impl Lane {
         self.epochs.insert(current, state);
     }
 
-    /// Numbers a record and keeps it.
-    pub(super) fn push(&mut self, now: Instant, bytes: Bytes, receipts: Receipts) -> u64 {
+    /// Numbers a record and keeps it; `origin` is kept with it where that outlives a crash.
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        bytes: Bytes,
+        origin: Option<Origin>,
+        receipts: Receipts,
+    ) -> Place {
         self.memory_bytes += bytes.len() + OVERHEAD_BYTES;
-        self.memory.push_back(Kept { bytes, heard: now, receipts });
+        let origin = origin.filter(|_| self.disk_first);
+        self.memory.push_back(Kept { bytes, heard: now, origin, receipts });
+        let (lane, epoch) = (self.index, self.last().epoch);
         let current = self.current();
         current.next += 1;
-        current.next - 1
+        Place { lane, epoch, seq: current.next - 1 }
+    }
+
+    /// One more publish that waits for a record; it is given back if the record is safe.
+    pub(super) fn attach(&mut self, place: Place, receipt: Receipt) -> Option<Receipt> {
+        let unsafe_from = self.released.max(self.memory_first);
+        if place.epoch != self.last().epoch || place.seq < unsafe_from {
+            return Some(receipt);
+        }
+        let Some(kept) = self.memory.get_mut((place.seq - self.memory_first) as usize) else {
+            return Some(receipt);
+        };
+        kept.receipts.add(receipt);
+        None
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
@@ -199,16 +249,26 @@ impl Lane {
         self.epochs.iter().map(|epoch| epoch.next - 1 - epoch.acked).sum()
     }
 
-    /// What `hello` says of this stream.
+    /// What `hello` says of this stream: an epoch that was never begun at the hub may be left out.
     pub(super) fn held(&self) -> impl Iterator<Item = HeldEpoch> {
         let retiring = self.retiring.iter().map(|old| (old.epoch, old.next, old.next));
-        let held = self.epochs.iter().map(|state| (state.epoch, state.acked + 1, state.next));
+        let newest = self.epochs.len() - 1;
+        let listed = move |place: usize, state: &EpochState| {
+            place < MAX_LISTED || place == newest || state.acked > 0
+        };
+        let held = self.epochs.iter().enumerate().filter(move |(at, state)| listed(*at, state));
+        let held = held.map(|(_, state)| (state.epoch, state.acked + 1, state.next));
         retiring.chain(held).map(|(epoch, first, next)| HeldEpoch {
             stream: self.name.clone(),
             epoch,
             first,
             next,
         })
+    }
+
+    /// Whether `hello` leaves something out.
+    pub(super) fn is_listed_in_part(&self) -> bool {
+        self.epochs.len() > MAX_LISTED
     }
 
     fn current(&mut self) -> &mut EpochState {
@@ -227,6 +287,14 @@ impl EpochState {
 }
 
 impl Receipts {
+    fn add(&mut self, receipt: Receipt) {
+        match self {
+            Self::None => *self = Self::One(receipt),
+            Self::One(first) => *self = Self::Many(vec![*first, receipt]),
+            Self::Many(receipts) => receipts.push(receipt),
+        }
+    }
+
     pub(super) fn give_back(self, safe: &mut Vec<Receipt>) {
         match self {
             Self::None => {}

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Batch, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
     protocol::{Epoch, Position, Window},
-    record::Receipt,
+    record::{self, Receipt},
     spool::Item,
 };
 
@@ -16,6 +16,7 @@ impl Lane {
         (self.flight_records, self.flight_bytes) = (0, 0);
         self.ahead.clear();
         self.quiet_until = None;
+        self.wants_epoch = false;
         for state in &mut self.epochs {
             state.send = state.acked + 1;
             state.owed = None;
@@ -28,6 +29,7 @@ impl Lane {
         self.window = window;
         let on_trial = self.suspect.limit == Some(0) && !self.suspect.guilty;
         self.quiet_until = on_trial.then(|| now + QUIET);
+        self.consider_epoch();
     }
 
     /// When a record that is held back may go.
@@ -43,7 +45,7 @@ impl Lane {
     /// suspect.
     pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self, now: Instant) {
         let Some(batch) = self.flight.front() else { return };
-        let (epoch, first) = (Some(self.epochs[0].epoch), batch.first);
+        let (epoch, first) = (Some(batch.epoch), batch.first);
         if (self.suspect.epoch, self.suspect.first) != (epoch, first) {
             self.suspect = Suspect { epoch, first, ..Suspect::default() };
         }
@@ -93,14 +95,11 @@ impl Lane {
             self.appending = self.appending.max(acked + 1).min(self.last().next);
             self.released = self.released.max(acked + 1);
         }
-        if place == 0 {
-            self.land(acked);
-        }
+        self.land(epoch, acked);
         if done {
             let next = acked + 1;
             self.epochs.remove(place);
             self.retiring.push(Retiring { epoch, next, asked: false });
-            self.ahead.clear();
             return None;
         }
         self.trim_after_ack(is_current, epoch, acked)
@@ -115,28 +114,24 @@ impl Lane {
         }
         state.owed = (expected <= state.acked).then_some(expected);
         state.send = expected.max(state.acked + 1);
-        if place == 0 {
-            self.flight.clear();
-            (self.flight_records, self.flight_bytes) = (0, 0);
+        self.drop_flight(|batch| batch.epoch == epoch);
+        if self.ahead_epoch == epoch {
             self.ahead.clear();
         }
     }
 
     /// What is to be sent next, if there is anything and it may be sent. The window is looked at
     /// only for the first of a batch; the batch itself keeps to [`Lane::batch_limit`] and
-    /// [`Lane::byte_room`].
-    pub(in crate::gateway) fn peek(&mut self, in_batch: bool) -> Option<Next> {
-        let state = &self.epochs[0];
+    /// [`Lane::byte_room`]. What was heard before `oldest_ms` is not sent any more.
+    pub(in crate::gateway) fn peek(&mut self, in_batch: bool, oldest_ms: u64) -> Option<Next> {
+        let place = self.sending();
+        let state = &self.epochs[place];
         let (epoch, seq) = (state.epoch, state.send);
         if let Some(from) = state.owed {
             let reason = "damaged".into();
             return Some(Next::Skip { epoch, from, to: state.acked + 1, reason });
         }
-        let end = match (self.epochs.len() > 1, self.disk_first) {
-            (true, _) => state.next,
-            (false, true) => self.synced.max(state.acked + 1),
-            (false, false) => state.next,
-        };
+        let end = self.sendable_end(place);
         if seq >= end || !(in_batch || self.has_room()) {
             return None;
         }
@@ -149,15 +144,31 @@ impl Lane {
                 return None;
             }
         }
-        if seq >= self.on_disk_end() {
+        if seq >= self.on_disk_end(place) {
+            let waiting = self.memory.range((seq - self.memory_first) as usize..);
+            let expired = waiting.take_while(|kept| is_older(&kept.bytes, oldest_ms)).count();
+            if expired > 0 {
+                let to = (seq + expired as u64).min(end);
+                return Some(Next::Skip { epoch, from: seq, to, reason: "expired".into() });
+            }
             let bytes = self.memory[(seq - self.memory_first) as usize].bytes.clone();
             return Some(Next::Record { epoch, seq, bytes });
+        }
+        if self.ahead_epoch != epoch {
+            return None;
         }
         while self.ahead.front().is_some_and(|item| end_of(item) <= seq) {
             self.ahead.pop_front();
         }
         match self.ahead.front()? {
             Item::Record { seq: found, bytes } if *found == seq => {
+                let expired = self.ahead.iter().map_while(|item| match item {
+                    Item::Record { bytes, .. } if is_older(bytes, oldest_ms) => Some(end_of(item)),
+                    _ => None,
+                });
+                if let Some(to) = expired.last() {
+                    return Some(Next::Skip { epoch, from: seq, to, reason: "expired".into() });
+                }
                 Some(Next::Record { epoch, seq, bytes: bytes.clone() })
             }
             Item::Skip { from, to, reason } if *from <= seq => {
@@ -179,7 +190,7 @@ impl Lane {
 
     /// How many records the next batch may have: the window's rest, less where a batch is suspect.
     pub(in crate::gateway) fn batch_limit(&self) -> u64 {
-        let state = &self.epochs[0];
+        let state = &self.epochs[self.sending()];
         let room = self.window.records.saturating_sub(self.flight_records).max(1);
         match self.suspect.limit {
             Some(limit)
@@ -197,22 +208,36 @@ impl Lane {
     }
 
     /// The record before `send` is in the batch.
-    pub(in crate::gateway) fn advance(&mut self, send: u64) {
-        self.epochs[0].send = send;
+    pub(in crate::gateway) fn advance(&mut self, epoch: Epoch, send: u64) {
+        if let Some(state) = self.epochs.iter_mut().find(|state| state.epoch == epoch) {
+            state.send = send;
+        }
     }
 
     /// `records` records or one skip, up to `end`, have been put on the link.
-    pub(in crate::gateway) fn sent(&mut self, now: Instant, end: u64, records: u64, bytes: u64) {
-        let state = &mut self.epochs[0];
+    pub(in crate::gateway) fn sent(
+        &mut self,
+        now: Instant,
+        epoch: Epoch,
+        end: u64,
+        records: u64,
+        bytes: u64,
+    ) {
+        let place = self.epochs.iter().position(|state| state.epoch == epoch);
+        let Some(place) = place else { return };
+        let state = &mut self.epochs[place];
         let first =
             if records > 0 { end - records } else { state.owed.take().unwrap_or(state.send) };
         state.send = state.send.max(end);
+        if place + 1 == self.epochs.len() {
+            self.sent_end = self.sent_end.max(end);
+        }
         if records == 0 {
             self.skipped += end - first;
         }
         self.flight_records += records;
         self.flight_bytes += bytes;
-        self.flight.push_back(Batch { first, end, records, bytes, sent: now });
+        self.flight.push_back(Batch { epoch, first, end, records, bytes, sent: now });
     }
 
     /// When the oldest batch that is still under way was sent; `None` while the hub pauses the
@@ -221,10 +246,10 @@ impl Lane {
         if self.window.records == 0 { None } else { self.flight.front().map(|batch| batch.sent) }
     }
 
-    /// The position up to which this session has sent, for the pong barrier.
-    pub(in crate::gateway) fn sent_position(&self) -> Option<Position> {
-        let state = &self.epochs[0];
-        (state.send > state.acked + 1).then(|| Position {
+    /// The positions up to which this session has sent, for the pong barrier.
+    pub(in crate::gateway) fn sent_positions(&self) -> impl Iterator<Item = Position> {
+        let sent = self.epochs.iter().filter(|state| state.send > state.acked + 1);
+        sent.map(|state| Position {
             stream: self.name.clone(),
             epoch: state.epoch,
             acked: state.send - 1,
@@ -232,17 +257,29 @@ impl Lane {
         })
     }
 
-    fn land(&mut self, acked: u64) {
-        while let Some(batch) = self.flight.front_mut() {
-            if batch.end > acked + 1 {
-                break;
-            }
+    fn land(&mut self, epoch: Epoch, acked: u64) {
+        let landed = |batch: &Batch| batch.epoch == epoch && batch.end <= acked + 1;
+        while self.flight.front().is_some_and(landed) {
+            let batch = self.flight.pop_front().expect("looked at just now");
             self.flight_records -= batch.records;
             self.flight_bytes -= batch.bytes;
-            self.flight.pop_front();
         }
-        if self.suspect.first <= acked {
+        if self.flight.front().is_some_and(|batch| batch.epoch != epoch) {
+            self.drop_flight(landed);
+        }
+        if self.suspect.epoch == Some(epoch) && self.suspect.first <= acked {
             self.suspect = Suspect::default();
         }
     }
+
+    fn drop_flight(&mut self, done: impl Fn(&Batch) -> bool) {
+        self.flight.retain(|batch| !done(batch));
+        self.flight_records = self.flight.iter().map(|batch| batch.records).sum();
+        self.flight_bytes = self.flight.iter().map(|batch| batch.bytes).sum();
+    }
+}
+
+/// Whether a record was heard before that moment by a clock that was trusted.
+fn is_older(bytes: &[u8], oldest_ms: u64) -> bool {
+    oldest_ms > 0 && record::stamp(bytes).is_some_and(|ts| ts.synced && ts.unix_ms < oldest_ms)
 }

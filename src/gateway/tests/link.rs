@@ -2,7 +2,10 @@
 //! spared. One link at a time, driven by hand.
 
 use super::*;
-use crate::protocol::{Drain, HubLimits};
+use crate::{
+    protocol::{Drain, HubLimits},
+    spool::Appended,
+};
 
 const INTERVAL: Duration = Duration::from_secs(25);
 
@@ -27,7 +30,7 @@ impl Bench {
         let mut settings = settings(1, false);
         settings.uplink.as_mut().expect("there is one").mode = mode;
         change(&mut settings);
-        let gateway = Gateway::new(now, settings, &[], []);
+        let gateway = Gateway::new(now, settings, Ok(Held::default()));
         let (disk, dials, hubs, sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (probes, hangups, safe) = (0, 0, 0);
         let mut bench = Self { now, gateway, disk, dials, hubs, probes, hangups, safe, sent };
@@ -126,6 +129,7 @@ impl Bench {
                     retained: false,
                     source: SourceId(0),
                     receipt: Some(Receipt { source: SourceId(0), connection: 1, number }),
+                    packet: None,
                 },
             );
         }
@@ -361,7 +365,7 @@ fn what_the_hub_leaves_too_long_is_written_in_one_group() {
     bench.pass(Duration::from_millis(200));
     let [DiskRequest::Append(entries)] = &bench.disk[..] else { panic!("{:?}", bench.disk) };
     assert_eq!((entries.len(), bench.safe), (50, 0));
-    bench.gateway.handle_appended(bench.now, Ok(Vec::new()));
+    bench.gateway.handle_appended(bench.now, Ok(Appended::default()));
     bench.look();
     assert_eq!(bench.safe, 50);
 }
@@ -374,7 +378,7 @@ fn a_used_up_window_is_written_at_once_and_only_then() {
     bench.gateway.handle_exhausted(bench.now);
     bench.look();
     assert_eq!(bench.disk.len(), 1);
-    bench.gateway.handle_appended(bench.now, Ok(Vec::new()));
+    bench.gateway.handle_appended(bench.now, Ok(Appended::default()));
     bench.look();
     bench.ack(1);
     bench.publish(1);
@@ -451,7 +455,7 @@ fn the_spool_hears_of_acks_before_it_gets_what_follows_them() {
     bench.pass(Duration::from_secs(3));
     let [DiskRequest::Append(entries)] = &bench.disk[..] else { panic!("{:?}", bench.disk) };
     assert_eq!(entries[0].stream, 0, "the refusal alone");
-    bench.gateway.handle_appended(bench.now, Ok(Vec::new()));
+    bench.gateway.handle_appended(bench.now, Ok(Appended::default()));
     bench.disk.clear();
     bench.publish(1);
     bench.gateway.handle_exhausted(bench.now);

@@ -76,6 +76,18 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.spend()?;
+        let files = &mut self.0.borrow_mut().files;
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.into(), file);
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         self.spend()?;
         let content = Rc::new(RefCell::new(content.to_vec()));
@@ -281,6 +293,9 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
             plain_commands: false,
         }),
         disk_first,
+        live_first: false,
+        max_age: None,
+        window: 20,
         write_after: Duration::from_secs(1),
         max_record_bytes: 1000,
         memory_bytes: 1 << 20,
@@ -353,6 +368,7 @@ impl World {
                     retained: false,
                     source: SourceId(0),
                     receipt: Some(receipt),
+                    packet: None,
                 },
             );
         }
@@ -374,6 +390,7 @@ impl World {
             DiskRequest::Trim { lane, epoch, acked } => {
                 self.spool.trim(lane, epoch.0, acked).ok();
             }
+            DiskRequest::Begin { lane, epoch } => self.spool.begin_epoch(lane, epoch.0),
             DiskRequest::Retire { lane, epoch } => {
                 let result = self.spool.retire(lane, epoch.0).map_err(|error| error.to_string());
                 self.gateway.handle_retired(self.now, lane, epoch, result);
@@ -562,7 +579,7 @@ fn start(
     starts: u64,
     disk_first: bool,
 ) -> (Gateway, Spool<MemoryDisk>, Journal<MemoryFile>) {
-    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512 };
+    let limits = Limits { max_bytes: 1 << 24, segment_bytes: 512, min_free_bytes: 0, tail: 0 };
     let settings = settings(starts, disk_first);
     let opened = Spool::open(medium.clone(), &["events", "telemetry"], limits, settings.epoch.0);
     let (spool, report) = opened.unwrap();
@@ -570,7 +587,9 @@ fn start(
     let journal = Journal::open(medium).unwrap();
     let entries: Vec<(String, Bytes)> =
         journal.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
-    (Gateway::new(now, settings, &spool.held(), entries), spool, journal)
+    let tails = spool.tails().collect();
+    let held = Held { ranges: spool.held(), journal: entries, tails };
+    (Gateway::new(now, settings, Ok(held)), spool, journal)
 }
 
 #[test]

@@ -26,7 +26,7 @@ use super::{
     wire::{self, Connect, Violation},
 };
 use crate::{
-    record::{Publish, Receipt, SourceId, is_device_name},
+    record::{self, Publish, Receipt, SourceId, is_device_name},
     source::{NOTICE_QUEUE, Notice, receipts::Ack},
 };
 
@@ -357,6 +357,11 @@ impl Broker {
         if session.received.len() > MAX_RECEIVED {
             return Err(Violation::Unexpected("too many QoS 2 publishes without PUBREL"));
         }
+        let packet = (ack.is_some() && !session.clean).then(|| record::Packet {
+            session: record::session_key("listener", &session.client_id),
+            id: publish.pkid,
+            dup: publish.dup,
+        });
         let route = self.routes.find(&publish.topic, &self.sessions);
         let receipt = ack.and_then(|ack| self.owe(key, connection, ack, !route.interesting));
         if publish.retain && !self.retained.set(&publish.topic, publish.qos, &publish.payload) {
@@ -370,6 +375,7 @@ impl Broker {
                 retained: false,
                 source: self.source,
                 receipt,
+                packet,
             });
         }
         Ok(())
@@ -459,6 +465,7 @@ impl Broker {
                 retained: false,
                 source: self.source,
                 receipt: None,
+                packet: None,
             });
         }
     }

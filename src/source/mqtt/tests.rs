@@ -302,6 +302,7 @@ async fn a_refused_subscription_is_loud() {
     let state = folder.path().join("subscriptions");
     let mut source = Source {
         config: config(1883),
+        session: 0,
         client_id: "gw".into(),
         broker: "b:1883".into(),
         tls: None,

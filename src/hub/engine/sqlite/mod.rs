@@ -204,7 +204,7 @@ impl Group<'_> {
         }
         for (stream, epoch) in known.keys() {
             let still_held = |held: &Held| held.stream.as_str() == stream && held.epoch.0 == *epoch;
-            if !positions.iter().any(still_held) {
+            if !hello.partial && !positions.iter().any(still_held) {
                 self.tx
                     .prepare_cached(
                         "DELETE FROM positions WHERE gateway = ?1 AND stream = ?2 AND epoch = ?3",

@@ -49,13 +49,22 @@ impl Bench {
     }
 
     fn open(&mut self, number: u64, epochs: &[(&str, u64, u64)]) -> (Vec<u64>, Vec<Pending>) {
+        self.open_listing(number, epochs, false)
+    }
+
+    fn open_listing(
+        &mut self,
+        number: u64,
+        epochs: &[(&str, u64, u64)],
+        partial: bool,
+    ) -> (Vec<u64>, Vec<Pending>) {
         let streams: Vec<_> = epochs
             .iter()
             .map(|(epoch, first, next)| {
                 serde_json::json!({"stream": "telemetry", "epoch": epoch, "first": first, "next": next})
             })
             .collect();
-        let hello = serde_json::json!({"gateway": "gw", "streams": streams});
+        let hello = serde_json::json!({"gateway": "gw", "streams": streams, "partial": partial});
         let hello = Arc::new(serde_json::from_value(hello).unwrap());
         match self.ask(Request::Open { session: session(number), hello }) {
             Answer::Opened { positions, commands } => {
@@ -216,6 +225,9 @@ fn epochs_are_apart_and_forgotten_when_no_longer_listed() {
     assert_eq!(bench.stored(), [in_epoch(E1, 7..9), in_epoch(E2, 1..3)].concat());
     assert_eq!(bench.open(2, &[(E2, 2, 3)]).0, [3]);
     assert_eq!(bench.open(3, &[(E1, 7, 9), (E2, 3, 3)]).0, [7, 3], "E1 was forgotten");
+    bench.apply(3, E1, 7, 2);
+    bench.open_listing(4, &[(E2, 3, 3)], true);
+    assert_eq!(bench.open(5, &[(E1, 7, 9), (E2, 3, 3)]).0, [9, 3], "a partial list forgets none");
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! `order = "live-first"`: after an outage fresh records pass the backlog, in an epoch of their own
+//! that is sent first. Within an epoch the order is always that of the numbers.
+//!
+//! Must never renumber a record that the hub may have seen or the disk may have.
+
+use super::{Lane, Place};
+use crate::protocol::Epoch;
+
+/// A smaller backlog goes first anyway: it is gone in a moment.
+const WORTH_PASSING: u64 = 1000;
+
+/// More epochs at once than this are not opened: the backlog is then in the way until it is gone.
+const MAX_EPOCHS: usize = 64;
+
+impl Lane {
+    /// Which epoch is sent from: the oldest, or with live-first the current one while it has anything.
+    pub(super) fn sending(&self) -> usize {
+        let current = self.epochs.len() - 1;
+        let state = &self.epochs[current];
+        let has_some = state.send < self.sendable_end(current) || state.owed.is_some();
+        if self.live_first && has_some { current } else { 0 }
+    }
+
+    /// Up to where an epoch may be sent.
+    pub(super) fn sendable_end(&self, place: usize) -> u64 {
+        let state = &self.epochs[place];
+        let is_current = place + 1 == self.epochs.len();
+        if is_current && self.disk_first { self.synced.max(state.acked + 1) } else { state.next }
+    }
+
+    /// A session begins: whether what waits on disk in the current epoch is to be passed by what comes
+    /// now.
+    pub(super) fn consider_epoch(&mut self) {
+        let backlog = self.synced.saturating_sub(self.last().acked + 1);
+        self.wants_epoch =
+            self.live_first && backlog >= WORTH_PASSING && self.epochs.len() < MAX_EPOCHS;
+    }
+
+    /// Whether a fresh epoch is wanted.
+    pub(in crate::gateway) fn wants_epoch(&self) -> bool {
+        self.wants_epoch
+    }
+
+    /// Whether it can be had: every record of this one that was ever sent is on disk. Ask only
+    /// while nothing is on its way there.
+    pub(in crate::gateway) fn is_ready_for_epoch(&self) -> bool {
+        self.wants_epoch && self.sent_end <= self.synced.max(self.last().acked + 1)
+    }
+
+    /// From now on records are numbered in `epoch`; those that are neither on disk nor were ever sent
+    /// go over to it. Says from which place on.
+    pub(in crate::gateway) fn begin_epoch(&mut self, epoch: Epoch) -> Place {
+        let end = self.synced.max(self.last().acked + 1);
+        let old = self.last().epoch;
+        while self.memory_first < end && !self.memory.is_empty() {
+            self.forget_first();
+        }
+        let fresh = self.memory.len() as u64;
+        self.current().next = end;
+        self.epochs.push_back(super::EpochState::new(epoch, 0, 1 + fresh));
+        self.memory_first = 1;
+        (self.released, self.appending, self.synced) = (1, 1, 1);
+        (self.disk_end, self.trimmed, self.sent_end) = (1, 0, 1);
+        self.wants_epoch = false;
+        Place { lane: self.index, epoch: old, seq: end }
+    }
+}

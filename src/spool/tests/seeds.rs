@@ -1,0 +1,238 @@
+//! The spool on a disk that keeps only its promises, driven by one seed: appends fail, the power
+//! goes, and at each start all that was promised is asked for.
+//!
+//! `FIELDGATE_TEST_SEED=n` replays one seed, `FIELDGATE_TEST_SEEDS=n` runs so many.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::{
+    model::{Model, body},
+    *,
+};
+use crate::spool::simulated::{Random, SimulatedDisk};
+
+const SEEDS: u64 = 10_000;
+const QUARTERS: u64 = 4;
+const STEPS: u64 = 40;
+const STREAMS: [&str; 3] = ["events", "alarms", "telemetry"];
+
+#[test]
+fn what_append_calls_kept_survives_every_crash_1() {
+    run_quarter(0, World::run);
+}
+
+#[test]
+fn what_append_calls_kept_survives_every_crash_2() {
+    run_quarter(1, World::run);
+}
+
+#[test]
+fn what_append_calls_kept_survives_every_crash_3() {
+    run_quarter(2, World::run);
+}
+
+#[test]
+fn what_append_calls_kept_survives_every_crash_4() {
+    run_quarter(3, World::run);
+}
+
+fn run_quarter(quarter: u64, run: fn(u64)) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("FIELDGATE_TEST_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("FIELDGATE_TEST_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds.filter(|seed| seed % QUARTERS == quarter) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+struct World {
+    random: Random,
+    disk: SimulatedDisk,
+    limits: Limits,
+    spool: Spool<SimulatedDisk>,
+    model: Model,
+    epoch: u64,
+    /// Of each stream, the first number that is not kept.
+    next: [u64; STREAMS.len()],
+    faultless: bool,
+    /// Evictions are said with the next success, whatever they were for.
+    unsaid: bool,
+}
+
+impl World {
+    fn run(seed: u64) {
+        let mut world = Self::new(seed);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.disk.heal();
+        world.faultless = true;
+        world.start_again(true);
+    }
+
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let disk = SimulatedDisk::new(random.next());
+        let segment_bytes = 256 << random.below(4);
+        let may_evict = random.one_in(2);
+        let max_bytes = if may_evict { segment_bytes * (4 + random.below(12)) } else { 1 << 24 };
+        let limits = Limits { max_bytes, segment_bytes, min_free_bytes: 0, tail: 8 };
+        let epoch = random.next();
+        let (spool, report) = Spool::open(disk.clone(), &STREAMS, limits, epoch).unwrap();
+        assert_eq!(report, Report::default());
+        let model = Model::new(may_evict);
+        Self {
+            random,
+            disk,
+            limits,
+            spool,
+            model,
+            epoch,
+            next: [1; 3],
+            faultless: true,
+            unsaid: false,
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..45 => self.append(),
+            45..63 => self.trim(),
+            63..66 => self.retire(),
+            66..70 => self.save_positions(),
+            70..78 => self.read(),
+            78..84 => self.break_disk(),
+            84..90 => self.heal_disk(),
+            90..94 => self.start_again(false),
+            _ => self.start_again(true),
+        }
+    }
+
+    /// What failed is appended again before anything else of its stream.
+    fn append(&mut self) {
+        let mut entries = Vec::new();
+        for stream in 0..STREAMS.len() {
+            if self.random.one_in(3) {
+                continue;
+            }
+            let first = self.next[stream].max(self.model.acked(stream, self.epoch) + 1);
+            let count = if self.random.one_in(10) { 40 } else { 1 + self.random.below(6) };
+            entries.extend((first..first + count).map(|seq| self.entry(stream, seq)));
+        }
+        let pressed = self.spool.bytes() + entries.iter().map(Entry::frame_bytes).sum::<u64>();
+        self.model.attempt(&entries, self.epoch);
+        let Ok(Appended { evicted, .. }) = self.spool.append(&entries) else {
+            assert!(!self.faultless, "no fault was planned");
+            self.unsaid = true;
+            return;
+        };
+        self.model.keep(&entries, self.epoch);
+        for entry in &entries {
+            self.next[entry.stream] = entry.seq + 1;
+        }
+        let unsaid = std::mem::replace(&mut self.unsaid, false);
+        let events = evicted.iter().all(|evicted| evicted.stream == 0);
+        assert!(
+            events || unsaid || !self.faultless || pressed > self.limits.max_bytes / 2,
+            "{evicted:?} with {pressed} of {:?}",
+            self.limits
+        );
+    }
+
+    fn entry(&self, stream: usize, seq: u64) -> Entry {
+        Entry { stream, seq, bytes: body(stream, self.epoch, seq), origin: None }
+    }
+
+    /// Of the newest epoch, also what was never handed over: the hub had it from memory.
+    fn trim(&mut self) {
+        let Some((range, acked)) = self.draw_held() else { return };
+        let acked = if range.epoch == self.epoch && self.random.one_in(3) {
+            self.next[range.stream].max(range.next) - 1 + self.random.below(6)
+        } else {
+            acked
+        };
+        self.model.trim(range.stream, range.epoch, acked);
+        let trimmed = self.spool.trim(range.stream, range.epoch, acked);
+        assert!(trimmed.is_ok() || !self.faultless, "{trimmed:?}");
+    }
+
+    fn retire(&mut self) {
+        let Some((range, _)) = self.draw_held().filter(|held| held.0.epoch != self.epoch) else {
+            return;
+        };
+        let done = self.spool.retire(range.stream, range.epoch).is_ok();
+        assert!(done || !self.faultless, "no fault was planned");
+        self.model.retire(range.stream, range.epoch, range.next - 1, done);
+    }
+
+    fn save_positions(&mut self) {
+        if self.spool.save_positions().is_ok() {
+            self.model.save_positions();
+        }
+    }
+
+    fn read(&mut self) {
+        let Some((range, _)) = self.draw_held() else { return };
+        let piece = 1 + self.random.below(500) as usize;
+        let records = self.model.check(&mut self.spool, &range, piece);
+        if range.epoch == self.epoch {
+            self.model.check_current(range.stream, range.epoch, &records);
+        }
+    }
+
+    /// An epoch and a number in it.
+    fn draw_held(&mut self) -> Option<(HeldRange, u64)> {
+        let held = self.spool.held();
+        let range = held.get(self.random.below(held.len() as u64) as usize)?.clone();
+        let acked = range.acked + self.random.below(range.next - range.acked);
+        Some((range, acked))
+    }
+
+    fn break_disk(&mut self) {
+        self.faultless = false;
+        match self.random.below(6) {
+            0 => self.disk.make_read_only(),
+            1 => {
+                self.disk.leave_room(self.random.below(3000));
+                self.model.may_evict = true;
+            }
+            2 | 3 => self.disk.fail(self.random.below(12) as u32, u32::MAX),
+            _ => {
+                let times = 1 + self.random.below(3);
+                self.disk.fail(self.random.below(12) as u32, times as u32);
+            }
+        }
+    }
+
+    fn heal_disk(&mut self) {
+        self.disk.heal();
+        self.faultless = true;
+    }
+
+    /// The process is killed, or the power goes, and the gateway starts anew.
+    fn start_again(&mut self, power_cut: bool) {
+        if power_cut {
+            self.disk.crash();
+            self.faultless = true;
+        }
+        if self.faultless && self.random.one_in(8) {
+            self.break_disk();
+        }
+        self.epoch = self.random.next();
+        let opened = Spool::open(self.disk.clone(), &STREAMS, self.limits, self.epoch);
+        let (spool, report) = opened.unwrap();
+        self.spool = spool;
+        self.next = [1; STREAMS.len()];
+        assert!(
+            !report.damage.iter().any(|damage| damage.contains("unreadable")),
+            "{:?}",
+            report.damage
+        );
+        self.model.check_start(&mut self.spool, self.faultless);
+    }
+}
