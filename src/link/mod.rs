@@ -1,8 +1,8 @@
 //! Northbound: one WebSocket connection to a hub, from the name to the closed socket.
 //!
 //! [`open`] starts a task that dials (DNS, TCP, proxy, TLS, upgrade, each with a deadline), then
-//! carries frames both ways until the connection ends. Reading never stops while writing: against an echo
-//! server a client that stops reading deadlocks (PROTOCOL.md, section 8).
+//! carries frames both ways until the connection ends. Reading never stops while writing: against
+//! an echo server a client that stops reading deadlocks (PROTOCOL.md, section 8).
 //!
 //! The link must never retry (the gateway decides when), never interpret a message, and never hold
 //! more than its queues: a full request queue is how the gateway learns that the network is slower
