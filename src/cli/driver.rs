@@ -18,13 +18,16 @@ use tokio::{
     time::{Sleep, sleep_until, timeout_at},
 };
 
-use super::disk::{Answer, DiskThread, Job};
+use super::{
+    disk::{Answer, DiskThread, Job},
+    reload::Reload,
+};
 use crate::{
     gateway::{Ended, Gateway, Now, Output, Transmit},
     link::{self, Link},
     ops::{
         control::{Ask, Question},
-        notify,
+        notify::{self, Watchdog},
     },
     record::{Publish, Receipt, SourceId, Timestamp},
     source::{self, Notice, PUBLISH_QUEUE},
@@ -55,6 +58,12 @@ pub(super) struct Source {
     pub(super) task: tokio::task::JoinHandle<()>,
 }
 
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
 /// All parts, and the core between them.
 pub(super) struct Driver {
     pub(super) gateway: Gateway,
@@ -65,6 +74,7 @@ pub(super) struct Driver {
     /// By their [`SourceId`].
     pub(super) sources: Vec<Source>,
     pub(super) dialer: Dialer,
+    pub(super) reload: Reload,
     pub(super) url: Option<String>,
     /// The topic of `fieldgate send`.
     pub(super) send_topic: Option<Template>,
@@ -84,6 +94,7 @@ pub(super) struct State {
     /// Deliveries that went to one source after another, by token.
     tried: HashMap<u64, (source::Delivery, SourceId)>,
     told: String,
+    watchdog: Option<Watchdog>,
     alarm: Alarm,
 }
 
@@ -95,6 +106,7 @@ enum Event {
     Notice(Notice),
     Publish(Publish),
     Question(Question),
+    Reload,
     Timeout,
 }
 
@@ -104,12 +116,18 @@ impl Driver {
     /// # Errors
     /// The signals can't be listened to.
     pub(super) async fn run(mut self) -> std::io::Result<()> {
-        let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut signals = Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        };
+        self.state.watchdog = Watchdog::new(Instant::now());
         self.gateway.handle_timeout(now());
         notify::ready();
         loop {
             let waits_for_room = self.drain();
             self.tell();
+            self.feed_watchdog();
             match self.next(&mut signals, waits_for_room).await {
                 Event::Signal(name) => {
                     tracing::info!(signal = name, "stopping");
@@ -123,11 +141,14 @@ impl Driver {
         Ok(())
     }
 
-    async fn next(&mut self, signals: &mut (Signal, Signal), waits_for_room: bool) -> Event {
+    async fn next(&mut self, signals: &mut Signals, waits_for_room: bool) -> Event {
         let mut deadline = self.gateway.poll_timeout();
         if !self.gateway.is_drained() {
             let look = Instant::now() + PROGRESS_EVERY;
             deadline = Some(deadline.map_or(look, |at| at.min(look)));
+        }
+        if let Some(watchdog) = &self.state.watchdog {
+            deadline = Some(deadline.map_or(watchdog.due(), |at| at.min(watchdog.due())));
         }
         let has_room = self.gateway.has_room();
         let alarm = self.state.alarm.ring_by(deadline);
@@ -135,8 +156,9 @@ impl Driver {
         let requests = link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
         tokio::select! {
             biased;
-            _ = signals.0.recv() => Event::Signal("SIGTERM"),
-            _ = signals.1.recv() => Event::Signal("SIGINT"),
+            _ = signals.terminate.recv() => Event::Signal("SIGTERM"),
+            _ = signals.interrupt.recv() => Event::Signal("SIGINT"),
+            _ = signals.hangup.recv() => Event::Reload,
             Some(answer) = self.disk.answers.recv() => Event::Disk(answer),
             event = next_of(link), if link.is_some() => Event::Link(event),
             () = room(requests), if waits_for_room => Event::Room,
@@ -159,6 +181,8 @@ impl Driver {
                 self.take_publishes(now);
             }
             Event::Question((ask, reply)) => self.handle_question(now, ask, reply),
+            // What came of it stands in the log.
+            Event::Reload => drop(self.reload()),
             Event::Timeout | Event::Room | Event::Signal(_) => {}
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
@@ -282,6 +306,13 @@ impl Driver {
             Ask::Status {} => {
                 // Whoever asked may have gone.
                 reply.send(Ok(self.status(now))).ok();
+            }
+            Ask::Reload { wait: true } => {
+                reply.send(self.reload()).ok();
+            }
+            Ask::Reload { wait: false } => {
+                reply.send(Ok("asked".into())).ok();
+                self.reload().ok();
             }
             Ask::Send { device, topic, payload } => {
                 let filled = |template: &Template| {
@@ -414,6 +445,27 @@ impl Driver {
         if self.state.told != told {
             notify::status(told);
             self.state.told = told.into();
+        }
+    }
+
+    /// Takes over what can be taken over of a changed configuration, and says what.
+    ///
+    /// # Errors
+    /// The faults, which are logged as well; then nothing changes.
+    fn reload(&mut self) -> Result<Value, String> {
+        notify::reloading();
+        let outcome = self.reload.read();
+        notify::ready();
+        outcome.map(|(dialer, account)| {
+            self.dialer = dialer;
+            account
+        })
+    }
+
+    /// Whether the process may live on: whoever gets here did, the loop turns.
+    fn feed_watchdog(&mut self) {
+        if let Some(watchdog) = &mut self.state.watchdog {
+            watchdog.feed(Instant::now());
         }
     }
 
