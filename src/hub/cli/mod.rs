@@ -61,7 +61,7 @@ fn obey(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The hub of fieldgate gateways.
 #[derive(Debug, Parser)]
-#[command(name = "fieldgate-hub", version, about)]
+#[command(name = "fieldgate-hub", version)]
 struct Arguments {
     /// The configuration.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_FILE)]
