@@ -122,6 +122,12 @@ refuses_other_architecture() {
             return 1
         fi
     done
+    # Where the stage cross left one.
+    local armv7=${CARGO_TARGET_DIR:-target}/cross/armv7-unknown-linux-gnueabihf/fieldgate
+    if [[ -e $armv7 ]] && systemd/package/build fieldgate armhf "$armv7" "$PAGES" "$output/other" >"$output/refused" 2>&1; then
+        echo 'an ARMv7 binary became a package for armhf, which Raspbian would install on ARMv6'
+        return 1
+    fi
 }
 
 right_pages() {
