@@ -22,6 +22,7 @@ stage_deb() {
     done
     check 'deb: the same input gives the same bytes' 60 packaged_again
     check 'deb: no package for another architecture than its binary' 60 refuses_other_architecture
+    check 'deb: the tarball installs into an image, and leaves it as it was' 60 installed_in_image
     check 'deb: manual pages without a warning' 60 right_pages
     check 'deb: completions are valid bash' 60 right_completions
     local unit
@@ -128,6 +129,25 @@ refuses_other_architecture() {
         echo 'an ARMv7 binary became a package for armhf, which Raspbian would install on ARMv6'
         return 1
     fi
+}
+
+# The image of another system: nothing of it may run, and nothing of this machine may change.
+installed_in_image() {
+    local image=$output/image from=$output/tarball before
+    mkdir -p "$image"/{etc,usr} "$from"
+    printf 'root:x:0:0:root:/root:/bin/sh\n' >"$image/etc/passwd"
+    printf 'root:x:0:\n' >"$image/etc/group"
+    before=$(cd "$image" && find . -type f | sort)
+    tar --extract --directory "$from" --strip-components 1 --file "$PACKAGES"/fieldgate-[0-9]*-amd64.tar.gz || return
+    as_root env DESTDIR="$image" "$from/install.sh" || return
+    if ! cmp "$image/usr/bin/fieldgate" "$BOARD/amd64/fieldgate" ||
+        ! grep -q '^fieldgate:' "$image/etc/passwd" || ! [[ -d $image/etc/fieldgate/credentials ]] ||
+        ! [[ -L $image/etc/systemd/system/multi-user.target.wants/fieldgate.service ]]; then
+        echo 'the image lacks the program, the user, a folder or the service' && return 1
+    fi
+    as_root env DESTDIR="$image" "$from/install.sh" --purge || return
+    # systemd-sysusers keeps the accounts as they were, and their shadows.
+    diff <(echo "$before") <(cd "$image" && find . -type f ! -name '*shadow*' ! -name '*-' ! -name .pwd.lock | sort)
 }
 
 right_pages() {
