@@ -22,17 +22,24 @@ stage_systemd() {
     if check 'systemd: a machine boots' 600 boot_machine bookworm; then life_of_a_service; fi
     halt_machine
     if check 'systemd: a machine with a newer systemd boots' 600 boot_machine trixie; then
-        check 'systemd: newer: the packages are installed and run' 120 installs
+        check 'systemd: newer: the packages are installed and run' 120 installs amd64
         check 'systemd: newer: reload by notify-reload, waits that grow' 60 newer_systemd
         check 'systemd: newer: a stopped process is replaced by the watchdog' 60 watchdog_replaces
         check 'systemd: newer: a working process is left alone by the watchdog' 60 watchdog_is_fed
         check 'systemd: newer: purge leaves nothing' 60 purge_leaves_nothing
     fi
     halt_machine
+    if ! compgen -G "$PACKAGES/fieldgate_*_armhf.deb" >"$output/glob" || ! emulates_arm; then
+        echo 'SKIP systemd: armhf: no such package (stages cross and deb make it), or no emulation of ARM'
+        skipped=$((skipped + 1))
+    elif check 'systemd: armhf: a machine boots' 600 boot_machine bookworm; then
+        life_on_arm
+    fi
+    halt_machine
 }
 
 life_of_a_service() {
-    check 'systemd: installed, both services are ready and start at boot' 120 installs || return
+    check 'systemd: installed, both services are ready and start at boot' 120 installs amd64 || return
     check 'systemd: users, folders and modes' 60 right_modes
     check 'systemd: out of the box a publish is safe without a hub' 60 works_out_of_the_box
     check 'systemd: nothing to say about the installed units' 60 units_verified
@@ -52,6 +59,29 @@ life_of_a_service() {
     check 'systemd: the tarball installs, upgrades, uninstalls and purges' 120 tarball_lives
 }
 
+# The program of the armhf package, emulated, under the systemd of this machine and a hub of this processor.
+life_on_arm() {
+    script 'mkdir -p /etc/systemd/system/fieldgate.service.d
+        # An emulator makes code while it runs.
+        printf "[Service]\nMemoryDenyWriteExecute=no\n" >/etc/systemd/system/fieldgate.service.d/emulated.conf'
+    check 'systemd: armhf: the package is installed and runs' 120 installs armhf || return
+    check 'systemd: armhf: out of the box a publish is safe without a hub' 60 works_out_of_the_box
+    check 'systemd: armhf: telemetry to the hub, with credentials that root keeps' 60 connects_with_credentials
+    check 'systemd: armhf: kill -9: started again, nothing acknowledged is lost' 60 kill_loses_nothing
+    check 'systemd: armhf: a stopped process is replaced by the watchdog' 60 watchdog_replaces
+    check 'systemd: armhf: a working process is left alone by the watchdog' 60 watchdog_is_fed
+    check 'systemd: armhf: a faulty configuration ends it with 78, told and not tried again' 60 bad_configuration
+    check 'systemd: armhf: purge leaves nothing' 60 purge_leaves_nothing
+}
+
+# Whether the kernel hands ARM programs to an emulator, in the machine as well.
+emulates_arm() {
+    local handlers=/proc/sys/fs/binfmt_misc
+    need qemu-arm-static qemu-user-static
+    if [[ ! -e $handlers/status ]]; then mount -t binfmt_misc none "$handlers" || return; fi
+    [[ -e $handlers/qemu-arm ]] || cat /usr/lib/binfmt.d/qemu-arm.conf >"$handlers/register"
+}
+
 # --- the machine -------------------------------------------------------------------------------------------------
 
 boot_machine() {
@@ -62,6 +92,7 @@ boot_machine() {
             --include=systemd,systemd-sysv,dbus,libpam-systemd,ca-certificates,procps,iproute2,mosquitto-clients \
             "$release" "$base.new" "$MIRROR" >"$output/debootstrap" 2>&1 ||
             { tail -n 5 "$output/debootstrap" && return 1; }
+        if [[ $release == bookworm ]]; then arm_libraries "$base.new" || return; fi
         rm -f "$base.new"/var/cache/apt/archives/*.deb "$base.new/etc/machine-id"
         # Each machine is another one, and nobody is asked for anything at the first boot.
         echo uninitialized >"$base.new/etc/machine-id"
@@ -71,7 +102,16 @@ boot_machine() {
     fi
     machine=$(mktemp -d)
     cp -a --reflink=auto "$base/." "$machine" && mkdir "$machine/packages" &&
-        cp "$PACKAGES"/*amd64* "$machine/packages" && start_machine
+        cp "$PACKAGES"/* "$machine/packages" && start_machine
+}
+
+# The C library for the armhf package, beside that of this processor.
+arm_libraries() {
+    {
+        timeout 60 chroot "$1" dpkg --add-architecture armhf &&
+            timeout 120 chroot "$1" apt-get --quiet=2 update &&
+            timeout 120 chroot "$1" apt-get --quiet=2 --yes --no-install-recommends install libc6:armhf
+    } >"$output/libraries" 2>&1 || { tail -n 5 "$output/libraries" && return 1; }
 }
 
 start_machine() {
@@ -147,8 +187,9 @@ logged() {
 
 # --- what is claimed ---------------------------------------------------------------------------------------------
 
+# installs ARCHITECTURE: of the gateway.
 installs() {
-    script 'dpkg --install /packages/fieldgate_*-1_amd64.deb /packages/fieldgate-hub_*-1_amd64.deb' \
+    script "dpkg --install /packages/fieldgate_*-1_$1.deb /packages/fieldgate-hub_*-1_amd64.deb" \
         >"$output/dpkg" 2>&1 || { tail -n 20 "$output/dpkg" && return 1; }
     script 'for unit in fieldgate fieldgate-hub; do
         systemctl is-active $unit
@@ -354,7 +395,8 @@ remove_keeps() {
 purge_leaves_nothing() {
     script 'dpkg --purge fieldgate fieldgate-hub' >"$output/dpkg" 2>&1 || { cat "$output/dpkg" && return 1; }
     # What the test itself put there, and what the kernel shows of this machine, is not the package.
-    leaves_nothing 'rm -f /etc/fieldgate/ca.pem /etc/fieldgate/hub.pem && rmdir /etc/fieldgate 2>/dev/null || true'
+    leaves_nothing 'rm -rf /etc/fieldgate/ca.pem /etc/fieldgate/hub.pem /etc/systemd/system/fieldgate.service.d
+        if [ -e /etc/fieldgate ]; then rmdir /etc/fieldgate; fi'
 }
 
 leaves_nothing() {
