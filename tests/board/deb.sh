@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # Stage `deb`, sourced by tests/run: the packages and tarballs of systemd/package/build, for amd64 as built here, and for
 # the ARM architectures where a board's binary stands in target/ (stage cross leaves them there) or is given by
 # FIELDGATE_ARM64 or FIELDGATE_ARMHF.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # Stage `systemd`, sourced by tests/run: the packages in a machine of their own, a booted container without a network. Its
 # plain file system is made once, in target/; each run has a fresh copy of it.
 
