@@ -36,9 +36,7 @@ pub(crate) struct SimulatedFile {
 /// What was asked of the disk so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Writes to files.
-    pub(crate) writes: u64,
-    /// Their bytes.
+    /// Bytes written to files.
     pub(crate) bytes: u64,
     /// Syncs of files and of the directory.
     pub(crate) syncs: u64,
@@ -147,6 +145,13 @@ impl SimulatedDisk {
         self.0.borrow().names[name].borrow_mut().unreadable.push(range);
     }
 
+    /// Bits of a synced byte turn over.
+    pub(crate) fn flip(&self, name: &str, at: u64, bits: u8) {
+        let mut content = self.content(name);
+        content[at as usize] ^= bits;
+        self.put(name, &content);
+    }
+
     /// Puts a file there as if it had been synced long ago.
     pub(crate) fn put(&self, name: &str, content: &[u8]) {
         let mut medium = self.0.borrow_mut();
@@ -167,7 +172,7 @@ impl SimulatedDisk {
         medium.names.iter().map(|(name, file)| (name.clone(), length(file))).collect()
     }
 
-    /// Writes, bytes and syncs since the disk was made.
+    /// Bytes and syncs since the disk was made.
     pub(crate) fn account(&self) -> Account {
         self.0.borrow().account
     }
@@ -320,7 +325,6 @@ impl DiskFile for SimulatedFile {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let spent = self.disk.spend();
         let medium = &mut *self.disk.0.borrow_mut();
-        medium.account.writes += 1;
         medium.account.bytes += bytes.len() as u64;
         let growth = (offset + bytes.len() as u64).saturating_sub(self.length()?);
         let lacking = match medium.capacity {
