@@ -33,6 +33,10 @@ impl<D: Disk> Spool<D> {
         }
         let origins = entries.iter().filter_map(|entry| entry.origin);
         tails::extend(&mut self.tails, origins, self.limits.tail);
+        // What a session has in older segments is found again without reading them.
+        if std::mem::take(&mut self.has_begun) && !self.tails.is_empty() {
+            self.save_positions().inspect_err(|error| tracing::debug!(%error, "positions")).ok();
+        }
         Ok(Appended { evicted: std::mem::take(&mut self.evicted), pressed: self.is_pressed() })
     }
 
@@ -143,6 +147,7 @@ impl<D: Disk> Spool<D> {
         });
         stream.active = Some(Active { file, first, len, marked: log.acked });
         self.bytes += file_bytes;
+        self.has_begun = true;
         self.written_bytes += len;
         self.syncs += 2;
         Ok(())

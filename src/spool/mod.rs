@@ -201,6 +201,8 @@ pub struct Spool<D: Disk> {
     syncs: u64,
     /// Evicted and not yet said.
     evicted: Vec<Evicted>,
+    /// A segment was begun since the positions were last written for the tails' sake.
+    has_begun: bool,
     /// Files that failed appends have left and that could not be removed yet.
     unwanted: Vec<String>,
 }

@@ -13,6 +13,10 @@ use super::{
     tails,
 };
 
+/// So many segments behind the last one are looked through for origins, at most: more than the largest
+/// group fills.
+const MAX_LEARNT_SEGMENTS: usize = 8;
+
 /// Why the spool did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -104,6 +108,7 @@ pub(super) fn open<D: Disk>(
         syncs: 0,
         evicted: Vec::new(),
         unwanted: Vec::new(),
+        has_begun: false,
     };
     let smallest = spool.smallest_segment();
     for segment in spool.streams.iter_mut().flat_map(|s| &mut s.logs).flat_map(|l| &mut l.segments)
@@ -240,8 +245,10 @@ impl Found {
         let Some(last) = log.segments.back() else { return Ok(()) };
         let first = last.first;
         let is_newest = self.logs.keys().next().is_none_or(|key| key.0 != stream);
-        if let Some(before) = log.segments.len().checked_sub(2).filter(|_| learns && is_newest) {
-            self.learn_origins(disk, stream, log, log.segments[before].first)?;
+        let before = log.segments.iter().rev().skip(1).take(MAX_LEARNT_SEGMENTS);
+        let untold = before.take_while(|segment| learns && is_newest && segment.next > log.next);
+        for segment in untold {
+            self.learn_origins(disk, stream, log, segment.first)?;
         }
         // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn
         // tail.
@@ -299,7 +306,8 @@ impl Found {
         Ok(())
     }
 
-    /// The last segment may have been begun just before the end: its elder knows the sessions' tails.
+    /// The last segments may have been begun by one group, and the end have come before the positions
+    /// told of it.
     fn learn_origins<D: Disk>(
         &mut self,
         disk: &D,

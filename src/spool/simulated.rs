@@ -50,6 +50,7 @@ struct Medium {
     synced: Names,
     changes: Vec<NameChange>,
     failing: Option<Failing>,
+    killed: bool,
     capacity: Option<u64>,
     read_only: bool,
     account: Account,
@@ -80,6 +81,7 @@ impl SimulatedDisk {
             synced: Names::new(),
             changes: Vec::new(),
             failing: None,
+            killed: false,
             capacity: None,
             read_only: false,
             account: Account::default(),
@@ -112,6 +114,7 @@ impl SimulatedDisk {
         medium.names = medium.synced.clone();
         medium.handles = Rc::new(());
         medium.failing = None;
+        medium.killed = false;
         medium.capacity = None;
         medium.read_only = false;
     }
@@ -121,10 +124,19 @@ impl SimulatedDisk {
         self.0.borrow_mut().failing = Some(Failing { after, times });
     }
 
+    /// The process is killed after so many operations: the disk takes nothing more of it, and
+    /// forgets nothing.
+    pub(crate) fn kill(&self, after: u32) {
+        let mut medium = self.0.borrow_mut();
+        medium.failing = Some(Failing { after, times: u32::MAX });
+        medium.killed = true;
+    }
+
     /// No operation fails any more.
     pub(crate) fn heal(&self) {
         let mut medium = self.0.borrow_mut();
         medium.failing = None;
+        medium.killed = false;
         medium.capacity = None;
         medium.read_only = false;
     }
@@ -357,6 +369,7 @@ impl DiskFile for SimulatedFile {
         match &spent {
             Ok(()) => self.file.borrow_mut().sync(),
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+            Err(_) if medium.killed => {}
             Err(_) => self.file.borrow_mut().fail_to_sync(&mut medium.random),
         }
         spent

@@ -15,6 +15,9 @@ pub(super) struct SimHub {
     pause: bool,
     /// It acknowledges all, at once.
     pub(super) steady: bool,
+    /// The last payload applied of each epoch, and whether one came after a later one.
+    last: BTreeMap<(String, Epoch), u64>,
+    pub(super) disorder: bool,
 }
 
 impl SimHub {
@@ -23,7 +26,8 @@ impl SimHub {
         match message {
             GatewayMessage::Hello(hello) => vec![HubMessage::Welcome(self.welcome(&hello.streams))],
             GatewayMessage::Data(data) => {
-                let next = self.positions.entry((data.stream.to_string(), data.epoch)).or_insert(1);
+                let key = (data.stream.to_string(), data.epoch);
+                let next = self.positions.entry(key.clone()).or_insert(1);
                 if data.seq > *next {
                     return vec![HubMessage::Error(ErrorMessage::gap(
                         data.stream,
@@ -39,7 +43,10 @@ impl SimHub {
                                 let crate::protocol::Payload::Json(json) = payload else {
                                     panic!()
                                 };
-                                self.applied.push(json.parse().expect("a number"));
+                                let number = json.parse().expect("a number");
+                                let before = self.last.insert(key.clone(), number);
+                                self.disorder |= before > Some(number);
+                                self.applied.push(number);
                             }
                             WireBody::Event { kind, json } if kind == "command_status" => {
                                 let status: crate::command::Status =

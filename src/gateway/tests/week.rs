@@ -146,7 +146,7 @@ fn a_normal_week_leaves_no_trace_and_logs_no_warning() {
         })
         .finish();
     tracing::subscriber::with_default(subscriber, || {
-        let mut world = World::new(7, 16 * 1024);
+        let mut world = World::with(7, Some(false));
         world.hub.steady = true;
         let days: Vec<Footprint> = (0..DAYS).map(|_| world.day()).collect();
         for day in &days[2..] {

@@ -159,7 +159,8 @@ impl World {
             70..78 => self.read(),
             78..84 => self.break_disk(),
             84..90 => self.heal_disk(),
-            90..94 => self.start_again(false),
+            90..92 => self.start_again(false),
+            92..94 => self.kill(),
             _ => self.start_again(true),
         }
     }
@@ -264,6 +265,18 @@ impl World {
     fn heal_disk(&mut self) {
         self.disk.heal();
         self.faultless = true;
+    }
+
+    /// The process is killed in the middle of an append: the medium has no fault.
+    fn kill(&mut self) {
+        if !self.faultless {
+            return;
+        }
+        self.disk.kill(self.random.below(12) as u32);
+        self.faultless = false;
+        self.append();
+        self.heal_disk();
+        self.start_again(false);
     }
 
     /// The process is killed, or the power goes, and the gateway starts anew.
