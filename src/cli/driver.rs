@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::{Sleep, sleep_until, timeout_at},
 };
 
@@ -47,15 +48,15 @@ const STOP_CLOSE: Duration = Duration::from_millis(500);
 /// No system clock that was ever set is before this: 2026-01-01T00:00:00Z, in Unix milliseconds.
 const EARLIEST_MS: u64 = 1_767_225_600_000;
 
-/// Makes links: everything about the hub but the moment.
-pub(super) type Dialer = Box<dyn Fn(bool) -> Result<link::Target, String> + Send>;
+/// Makes links: everything about a hub, by its place in the configuration, but the moment.
+pub(super) type Dialer = Box<dyn Fn(usize, bool) -> Result<link::Target, String> + Send>;
 
 /// A running source.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) name: &'static str,
     pub(super) requests: mpsc::UnboundedSender<source::Request>,
-    pub(super) task: tokio::task::JoinHandle<()>,
+    pub(super) task: JoinHandle<()>,
 }
 
 /// All parts, and the core between them.
@@ -65,10 +66,13 @@ pub(super) struct Driver {
     pub(super) publishes: mpsc::Receiver<Publish>,
     pub(super) notices: mpsc::Receiver<Notice>,
     pub(super) questions: mpsc::Receiver<Question>,
+    /// Says when the board is on another network.
+    pub(super) network: mpsc::Receiver<()>,
     /// By their [`SourceId`].
     pub(super) sources: Vec<Source>,
     pub(super) dialer: Dialer,
-    pub(super) url: Option<String>,
+    /// The hubs' URLs.
+    pub(super) urls: Vec<String>,
     /// The topic of `fieldgate send`.
     pub(super) send_topic: Option<Template>,
     pub(super) state: State,
@@ -86,6 +90,8 @@ pub(super) struct State {
     next_send: u64,
     /// Deliveries that went to one source after another, by token.
     tried: HashMap<u64, (source::Delivery, SourceId)>,
+    /// Whether the first hub can be reached, while a later one is connected.
+    probe: Option<JoinHandle<bool>>,
     told: String,
     alarm: Alarm,
 }
@@ -98,6 +104,8 @@ enum Event {
     Notice(Notice),
     Publish(Publish),
     Question(Question),
+    Probed(bool),
+    Network,
     Timeout,
 }
 
@@ -146,6 +154,8 @@ impl Driver {
             Some(notice) = self.notices.recv() => Event::Notice(notice),
             Some(publish) = self.publishes.recv(), if has_room => Event::Publish(publish),
             Some(question) = self.questions.recv() => Event::Question(question),
+            Some(()) = self.network.recv() => Event::Network,
+            reachable = answer_of(&mut self.state.probe) => Event::Probed(reachable),
             () = alarm => Event::Timeout,
         }
     }
@@ -162,6 +172,8 @@ impl Driver {
                 self.take_publishes(now);
             }
             Event::Question((ask, reply)) => self.handle_question(now, ask, reply),
+            Event::Network => self.handle_network_change(now),
+            Event::Probed(reachable) => self.gateway.handle_probed(now, reachable),
             Event::Timeout | Event::Room | Event::Signal(_) => {}
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
@@ -219,6 +231,16 @@ impl Driver {
             link::Down::Cut(error) => Ended::Cut(error),
         };
         self.gateway.handle_ended(now, &ended);
+    }
+
+    fn handle_network_change(&mut self, now: Now) {
+        tracing::info!("the network changed");
+        if let Some(address) = self.state.link.as_ref().and_then(Link::lost_address) {
+            self.state.link = None;
+            let why = format!("the board no longer has the address {address}");
+            self.gateway.handle_ended(now, &Ended::Lost(why));
+        }
+        self.gateway.handle_network_change(now);
     }
 
     fn handle_notice(&mut self, now: Now, notice: Notice) {
@@ -332,7 +354,7 @@ impl Driver {
             json!({ "name": source.name, "up": up, "detail": detail })
         });
         status["version"] = env!("CARGO_PKG_VERSION").into();
-        status["uplink"]["url"] = self.url.clone().into();
+        status["uplink"]["url"] = self.urls.get(self.gateway.hub()).cloned().into();
         status["sources"] = sources.collect();
         let wear = &self.disk.wear;
         status["spool"] = json!({
@@ -402,7 +424,7 @@ impl Driver {
                 let delivery = source::Delivery { token, topic, payload };
                 self.deliver(first.unwrap_or(SourceId(0)), delivery);
             }
-            Output::Dial { managed } => match (self.dialer)(managed) {
+            Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
                     self.state.sent_bytes = 0;
                     self.state.link = Some(link::open(target));
@@ -410,10 +432,17 @@ impl Driver {
                 Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
             },
             Output::Hangup => self.state.link = None,
-            Output::RememberManaged => {
-                if let Some(url) = &self.url {
-                    self.disk.jobs.send(Job::RememberManaged(url.clone())).ok();
-                }
+            Output::Probe => {
+                let target = (self.dialer)(0, true);
+                self.state.probe = Some(tokio::spawn(async move {
+                    match target {
+                        Ok(target) => link::is_reachable(&target).await,
+                        Err(_) => false,
+                    }
+                }));
+            }
+            Output::RememberManaged { hub } => {
+                self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();
             }
         }
     }
@@ -496,6 +525,14 @@ async fn next_of(link: &mut Option<Link>) -> Option<link::Event> {
         Some(link) => link.events.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// What a probe found. A probe that is lost found nothing.
+async fn answer_of(probe: &mut Option<JoinHandle<bool>>) -> bool {
+    let Some(task) = probe else { return std::future::pending().await };
+    let reachable = task.await.unwrap_or(false);
+    *probe = None;
+    reachable
 }
 
 async fn room(requests: Option<mpsc::Sender<link::Request>>) {

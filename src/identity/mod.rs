@@ -9,6 +9,7 @@ pub mod calendar;
 pub mod certificate;
 mod credential;
 mod name;
+mod password;
 mod token;
 mod trust;
 
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use self::{
     certificate::Certificate,
     name::{boot_id, gateway_id},
+    password::password,
     token::Token,
     trust::{client_tls, explain, server_tls},
 };

@@ -12,8 +12,11 @@ pub mod http;
 pub mod hub;
 pub mod ledger;
 pub mod mqtt;
+pub mod namespace;
 pub mod peer;
 pub mod process;
+pub mod proxy;
+pub mod relay;
 
 use std::{
     net::TcpListener,

@@ -2,15 +2,16 @@
 //! one seed: links are cut, acks lost, writes fail, the gateway crashes, the power goes. A failing
 //! seed is printed and replays.
 
-mod hub;
+mod hubs;
 mod link;
 mod resend;
 mod retention;
+mod sim_hub;
 mod week;
 
 use std::collections::BTreeSet;
 
-use hub::SimHub;
+use sim_hub::SimHub;
 
 use super::*;
 use crate::{
@@ -85,11 +86,12 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
         },
         uplink: Some(UplinkSettings {
             mode: Mode::Managed,
-            proven_managed: false,
+            proven_managed: vec![false],
             ping_interval: Duration::from_secs(25),
             ping_timeout: Duration::from_secs(10),
             ack_timeout: Duration::from_secs(10),
             backoff: (Duration::from_millis(500), Duration::from_secs(60)),
+            return_after: Duration::from_secs(600),
             plain_commands: false,
         }),
         disk_first,
@@ -355,7 +357,7 @@ impl World {
                 self.link = Link::Dialing;
             }
             Output::Hangup => self.link = Link::None,
-            Output::RememberManaged => {}
+            Output::RememberManaged { .. } | Output::Probe => {}
         }
     }
 
