@@ -164,8 +164,8 @@ impl Model {
         self.of(stream, epoch).acked
     }
 
-    /// Reads all of a damaged spool: nothing is invented, and of each epoch all is given or named as
-    /// lost, but for a last record that looks like a torn one. Says how many are gone.
+    /// Reads all of a damaged spool: nothing is invented, and of each epoch all is given or named
+    /// as lost, but for a last record that looks like a torn one. Says how many are gone.
     pub(super) fn check_damaged(&self, spool: &mut Spool<SimulatedDisk>) -> u64 {
         let mut lost = 0;
         for range in spool.held() {
