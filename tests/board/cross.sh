@@ -186,7 +186,8 @@ need_cross_tools() {
     need qemu-arm-static qemu-user-static
     if [[ ! -e /usr/arm-linux-gnueabihf/include/stdio.h ]]; then debian_install libc6-dev-armhf-cross; fi
     if [[ ! -e /usr/aarch64-linux-gnu/include/stdio.h ]]; then debian_install libc6-dev-arm64-cross; fi
-    if [[ $("$venv/bin/pip" list 2>"$output/pip" | grep -cE "^(ziglang +$ZIG_VERSION|cargo-zigbuild +$ZIGBUILD_VERSION)$") == 2 ]]; then
+    if "$venv/bin/python" -c "from importlib.metadata import version as v
+assert (v('ziglang'), v('cargo-zigbuild')) == ('$ZIG_VERSION', '$ZIGBUILD_VERSION')" >"$output/zig" 2>&1; then
         return
     fi
     echo "installing ziglang $ZIG_VERSION and cargo-zigbuild $ZIGBUILD_VERSION into $venv"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# Stage `memory`, sourced by tests/run: all of a board's work with little memory, under a kernel that counts every page,
-# those of files that were just written included.
+# Stage `memory`, sourced by tests/run: all of a board's work with little memory, under a kernel that counts every
+# page, those of files that were just written included.
 
 readonly MEMORY_BYTES=$((24 << 20))
 
@@ -13,7 +13,12 @@ stage_memory() {
         skipped=$((skipped + 1))
         return
     }
-    printf '#!/bin/sh\n[ "$2" != run ] || echo $$ >%s/cgroup.procs\nexec "$@"\n' "$group" >"$output/within"
+    # A `fieldgate status` beside it is somebody else's memory.
+    cat >"$output/within" <<END
+#!/bin/sh
+[ "\$2" != run ] || echo \$\$ >$group/cgroup.procs
+exec "\$@"
+END
     chmod 755 "$output/within"
     NEXTEST_SUCCESS_OUTPUT=immediate FIELDGATE_RUNNER=$output/within \
         FIELDGATE_BIN=$(realpath "${CARGO_TARGET_DIR:-target}/release/fieldgate") \
