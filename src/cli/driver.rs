@@ -334,12 +334,7 @@ impl Driver {
         status["version"] = env!("CARGO_PKG_VERSION").into();
         status["uplink"]["url"] = self.url.clone().into();
         status["sources"] = sources.collect();
-        let wear = &self.disk.wear;
-        status["spool"] = json!({
-            "bytes": wear.spool_bytes.load(Relaxed),
-            "written_bytes": wear.written_bytes.load(Relaxed),
-            "syncs": wear.syncs.load(Relaxed),
-        });
+        status["spool"] = self.disk.wear.to_json(now.instant);
         status
     }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::Certificate,
+    credential::effective_uid,
     name::{boot_id, gateway_id},
     token::Token,
     trust::{client_tls, explain, server_tls},

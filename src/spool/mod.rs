@@ -70,8 +70,10 @@ pub mod journal;
 mod positions;
 mod read;
 mod recovery;
+mod release;
 mod retention;
 mod segment;
+pub mod survey;
 mod tails;
 
 use std::{
