@@ -11,9 +11,11 @@ pub mod gateway;
 pub mod http;
 pub mod hub;
 pub mod ledger;
+pub mod mount;
 pub mod mqtt;
 pub mod peer;
 pub mod process;
+pub mod writer;
 
 use std::{
     net::TcpListener,

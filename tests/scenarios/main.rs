@@ -13,4 +13,7 @@ mod commands;
 mod delivery;
 mod harness;
 mod interop;
+mod mounted;
 mod operation;
+mod power;
+mod spool;
