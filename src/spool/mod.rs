@@ -66,6 +66,8 @@
 
 mod append;
 mod disk;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod journal;
 mod positions;
 mod read;
