@@ -24,6 +24,9 @@ use crate::{
 /// How much memory records may take.
 const MEMORY_BYTES: usize = 8 << 20;
 
+/// With `order = "live-first"`: a backlog of fewer records is not passed.
+const WORTH_PASSING: u64 = 1000;
+
 /// How many commands may be under way.
 const INFLIGHT_COMMANDS: usize = 32;
 
@@ -244,7 +247,7 @@ fn settings(
         write_after: config.spool.write_after,
         max_record_bytes: config.spool.max_record_bytes,
         memory_bytes: MEMORY_BYTES,
-        live_first: config.spool.live_first,
+        live_first: config.spool.live_first.then_some(WORTH_PASSING),
         max_age: config.spool.max_age,
         window: window(config),
         epoch,

@@ -85,8 +85,9 @@ pub struct Settings {
     pub disk_first: bool,
     /// How long a record may wait in memory.
     pub write_after: Duration,
-    /// Whether after an outage fresh records pass the backlog.
-    pub live_first: bool,
+    /// Whether after an outage fresh records pass the backlog: from so many records on, for a smaller
+    /// one is gone in a moment anyway.
+    pub live_first: Option<u64>,
     /// Readings older than this are not sent any more.
     pub max_age: Option<Duration>,
     /// How many publishes a source may have in flight: so many of each session are remembered, to know

@@ -6,9 +6,6 @@
 use super::{Lane, Place};
 use crate::protocol::Epoch;
 
-/// A smaller backlog goes first anyway: it is gone in a moment.
-const WORTH_PASSING: u64 = 1000;
-
 /// More epochs at once than this are not opened: the backlog is then in the way until it is gone.
 const MAX_EPOCHS: usize = 64;
 
@@ -18,7 +15,7 @@ impl Lane {
         let current = self.epochs.len() - 1;
         let state = &self.epochs[current];
         let has_some = state.send < self.sendable_end(current) || state.owed.is_some();
-        if self.live_first && has_some { current } else { 0 }
+        if self.live_first.is_some() && has_some { current } else { 0 }
     }
 
     /// Up to where an epoch may be sent.
@@ -32,8 +29,8 @@ impl Lane {
     /// now.
     pub(super) fn consider_epoch(&mut self) {
         let backlog = self.synced.saturating_sub(self.last().acked + 1);
-        self.wants_epoch =
-            self.live_first && backlog >= WORTH_PASSING && self.epochs.len() < MAX_EPOCHS;
+        let worth_passing = self.live_first.is_some_and(|least| backlog >= least);
+        self.wants_epoch = worth_passing && self.epochs.len() < MAX_EPOCHS;
     }
 
     /// Whether a fresh epoch is wanted.
@@ -41,16 +38,17 @@ impl Lane {
         self.wants_epoch
     }
 
-    /// Whether it can be had: every record of this one that was ever sent is on disk. Ask only
-    /// while nothing is on its way there.
+    /// Whether it can be had: something is left to pass, and every record of this one that was ever
+    /// sent, or handed to the disk, is kept there. Ask only while nothing is on its way there.
     pub(in crate::gateway) fn is_ready_for_epoch(&self) -> bool {
-        self.wants_epoch && self.sent_end <= self.synced.max(self.last().acked + 1)
+        let is_behind = self.synced > self.last().acked + 1;
+        self.wants_epoch && is_behind && self.sent_end.max(self.disk_end) <= self.synced
     }
 
     /// From now on records are numbered in `epoch`; those that are neither on disk nor were ever sent
     /// go over to it. Says from which place on.
     pub(in crate::gateway) fn begin_epoch(&mut self, epoch: Epoch) -> Place {
-        let end = self.synced.max(self.last().acked + 1);
+        let end = self.synced;
         let old = self.last().epoch;
         while self.memory_first < end && !self.memory.is_empty() {
             self.forget_first();

@@ -69,7 +69,7 @@ pub(super) struct Lane {
     /// Whether only what is on disk may be sent.
     disk_first: bool,
     /// Whether after an outage fresh records go first, in an epoch of their own.
-    live_first: bool,
+    live_first: Option<u64>,
     wants_epoch: bool,
     /// One past the last number of the current epoch that was ever put on a link.
     sent_end: u64,

@@ -10,24 +10,42 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(25);
 
 /// A gateway without a disk or a network: what it wants is kept for the test to look at.
-struct Bench {
-    now: Now,
-    gateway: Gateway,
+pub(super) struct Bench {
+    pub(super) now: Now,
+    pub(super) gateway: Gateway,
     disk: Vec<DiskRequest>,
     dials: Vec<bool>,
     hangups: usize,
-    safe: usize,
-    sent: Vec<Transmit>,
+    pub(super) safe: usize,
+    pub(super) sent: Vec<Transmit>,
 }
 
 impl Bench {
-    fn new(mode: Mode, change: impl FnOnce(&mut Settings)) -> Self {
-        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
-        let now = Now { instant: Instant::now(), wall };
+    pub(super) fn new(mode: Mode, change: impl FnOnce(&mut Settings)) -> Self {
+        let now = Self::start_of_time();
         let mut settings = settings(1, false);
         settings.uplink.as_mut().expect("there is one").mode = mode;
         change(&mut settings);
-        let gateway = Gateway::new(now, settings, Ok(Held::default()));
+        Self::begin(now, settings, Ok(Held::default()))
+    }
+
+    /// The disk could not be opened.
+    pub(super) fn without_disk() -> Self {
+        let now = Self::start_of_time();
+        Self::begin(now, settings(1, false), Err("the card is gone".into()))
+    }
+
+    pub(super) fn holding(held: Held<'_>) -> Self {
+        Self::begin(Self::start_of_time(), settings(1, false), Ok(held))
+    }
+
+    fn start_of_time() -> Now {
+        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
+        Now { instant: Instant::now(), wall }
+    }
+
+    fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
+        let gateway = Gateway::new(now, settings, held);
         let (disk, dials, sent) = (Vec::new(), Vec::new(), Vec::new());
         let mut bench = Self { now, gateway, disk, dials, hangups: 0, safe: 0, sent };
         bench.pass(Duration::ZERO);
@@ -35,7 +53,7 @@ impl Bench {
     }
 
     /// Time goes on in steps of at most 100 ms.
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now.instant + time;
         loop {
             if self.gateway.poll_timeout().is_some_and(|at| at <= self.now.instant) {
@@ -51,7 +69,7 @@ impl Bench {
         }
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         loop {
             while let Some(output) = self.gateway.poll_output() {
                 match output {
@@ -69,7 +87,7 @@ impl Bench {
         }
     }
 
-    fn up(&mut self) {
+    pub(super) fn up(&mut self) {
         self.gateway.handle_up(self.now, None);
         self.look();
     }
@@ -79,7 +97,7 @@ impl Bench {
         self.look();
     }
 
-    fn welcomed(&mut self) {
+    pub(super) fn welcomed(&mut self) {
         self.resumed(0);
     }
 
@@ -105,13 +123,13 @@ impl Bench {
         }));
     }
 
-    fn ack(&mut self, acked: u64) {
+    pub(super) fn ack(&mut self, acked: u64) {
         let stream = StreamName::try_from("telemetry".to_owned()).unwrap();
         let position = Position { stream, epoch: Epoch(0xe001), acked, window: None };
         self.hear(HubMessage::Ack(Ack { position, rejected: Vec::new() }));
     }
 
-    fn publish(&mut self, count: u64) {
+    pub(super) fn publish(&mut self, count: u64) {
         for number in 0..count {
             self.gateway.handle_publish(
                 self.now,
@@ -128,7 +146,7 @@ impl Bench {
         self.look();
     }
 
-    fn end(&mut self, ended: Ended) -> Duration {
+    pub(super) fn end(&mut self, ended: Ended) -> Duration {
         let before = self.dials.len();
         self.gateway.handle_ended(self.now, &ended);
         let start = self.now.instant;
@@ -144,7 +162,7 @@ impl Bench {
         self.sent.iter().filter(|sent| matches!(sent, Transmit::Ping(_))).count()
     }
 
-    fn texts(&self) -> Vec<&String> {
+    pub(super) fn texts(&self) -> Vec<&String> {
         fn text(sent: &Transmit) -> Option<&String> {
             if let Transmit::Text(text) = sent { Some(text) } else { None }
         }

@@ -4,6 +4,7 @@
 
 mod link;
 mod resend;
+mod retention;
 
 use std::{
     cell::RefCell,
@@ -145,6 +146,9 @@ struct SimHub {
     statuses: BTreeMap<CommandId, Vec<State>>,
     lost: u64,
     pause: bool,
+    /// The last payload applied of each epoch, and whether one came after a later one.
+    last: BTreeMap<(String, Epoch), u64>,
+    disorder: bool,
 }
 
 impl SimHub {
@@ -153,7 +157,8 @@ impl SimHub {
         match message {
             GatewayMessage::Hello(hello) => vec![HubMessage::Welcome(self.welcome(&hello.streams))],
             GatewayMessage::Data(data) => {
-                let next = self.positions.entry((data.stream.to_string(), data.epoch)).or_insert(1);
+                let key = (data.stream.to_string(), data.epoch);
+                let next = self.positions.entry(key.clone()).or_insert(1);
                 if data.seq > *next {
                     return vec![HubMessage::Error(ErrorMessage::gap(
                         data.stream,
@@ -169,7 +174,10 @@ impl SimHub {
                                 let crate::protocol::Payload::Json(json) = payload else {
                                     panic!()
                                 };
-                                self.applied.push(json.parse().expect("a number"));
+                                let number = json.parse().expect("a number");
+                                let before = self.last.insert(key.clone(), number);
+                                self.disorder |= before > Some(number);
+                                self.applied.push(number);
                             }
                             WireBody::Event { kind, json } if kind == "command_status" => {
                                 let status: crate::command::Status =
@@ -238,9 +246,7 @@ struct World {
     now: Now,
     medium: MemoryDisk,
     disk_first: bool,
-    live_first: bool,
-    /// How many publishes of a session are remembered.
-    window: usize,
+    live_first: Option<u64>,
     /// Receipts of earlier connections answer nobody.
     deaf_before: u64,
     gateway: Gateway,
@@ -297,7 +303,7 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
             plain_commands: false,
         }),
         disk_first,
-        live_first: false,
+        live_first: None,
         max_age: None,
         window: 20,
         write_after: Duration::from_secs(1),
@@ -319,14 +325,15 @@ impl World {
         let now = Now { instant: Instant::now(), wall };
         let medium = MemoryDisk::default();
         let disk_first = disk_first.unwrap_or(random.next().is_multiple_of(2));
-        let (gateway, spool, journal) = start(now, &medium, settings(1, disk_first));
+        let live_first = random.next().is_multiple_of(2).then_some(20);
+        let first = Settings { live_first, ..settings(1, disk_first) };
+        let (gateway, spool, journal) = start(now, &medium, first);
         Self {
             random,
             now,
             medium,
             disk_first,
-            live_first: false,
-            window: 20,
+            live_first,
             deaf_before: 0,
             gateway,
             spool,
@@ -365,7 +372,12 @@ impl World {
     }
 
     fn publish(&mut self) {
-        for _ in 0..1 + self.random.next() % 8 {
+        let count = 1 + self.random.next() % 8;
+        self.publish_count(count);
+    }
+
+    fn publish_count(&mut self, count: u64) {
+        for _ in 0..count {
             if !self.gateway.has_room() {
                 return;
             }
@@ -448,11 +460,8 @@ impl World {
         self.reached.extend(self.deliveries.drain(..).map(|(_, id)| id));
         self.link = Link::None;
         self.starts += 1;
-        let settings = Settings {
-            live_first: self.live_first,
-            window: self.window,
-            ..settings(self.starts, self.disk_first)
-        };
+        let settings =
+            Settings { live_first: self.live_first, ..settings(self.starts, self.disk_first) };
         let started = start(self.now, &self.medium, settings);
         (self.gateway, self.spool, self.journal) = started;
         // What was not safe is the source's to publish again; here it is simply gone.
@@ -579,7 +588,8 @@ impl World {
         assert_eq!(self.hub.lost, 0, "nothing was evicted or damaged");
         let applied: BTreeSet<u64> = self.hub.applied.iter().copied().collect();
         assert_eq!(applied.len(), self.hub.applied.len(), "a record came twice");
-        assert!(self.hub.applied.is_sorted(), "out of order");
+        let in_order = self.live_first.is_some() || self.hub.applied.is_sorted();
+        assert!(in_order && !self.hub.disorder, "out of order");
         let lost: Vec<&u64> = self.safe.difference(&applied).collect();
         assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
         for (id, states) in &self.hub.statuses {
