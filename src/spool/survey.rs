@@ -26,9 +26,8 @@ pub use walk::{Sight, Why};
 /// How often a look is taken at a spool that changes meanwhile.
 const LOOKS: usize = 20;
 
-/// The files of a spool that are no segments, by their whole name or how it begins or ends.
+/// The files of a spool that are neither segments nor spares, by their whole name or its end.
 const KNOWN: [&str; 3] = [positions::FILE, super::journal::FILE, "lock"];
-const KNOWN_START: &str = segment::SPARE;
 const KNOWN_END: &str = ".new";
 
 /// A directory that is only looked at: neither made nor locked, and every write is refused.
@@ -47,6 +46,8 @@ pub struct Survey<D: Disk> {
     pub faults: Vec<Fault>,
     /// Files that no spool has.
     pub unknown_files: Vec<String>,
+    /// Bytes of acknowledged segments' files that wait to be written again.
+    pub spare_bytes: u64,
     /// Whether it never stood still long enough: a gateway is at work, and the view may be off by
     /// what it did meanwhile.
     pub unsettled: bool,
@@ -119,6 +120,7 @@ impl<D: Disk> Survey<D> {
             epochs: Vec::new(),
             faults: Vec::new(),
             unknown_files: Vec::new(),
+            spare_bytes: 0,
             unsettled: false,
         };
         for look in 1..=LOOKS {
@@ -171,6 +173,7 @@ impl<D: Disk> Survey<D> {
         self.epochs.clear();
         self.faults.clear();
         self.unknown_files.clear();
+        self.spare_bytes = 0;
         if let Some(text) = positions {
             self.note_positions(text)?;
         }
@@ -213,10 +216,9 @@ impl<D: Disk> Survey<D> {
 
     fn note_file(&mut self, file: String) -> Result<(), OpenError> {
         let Some((stream, start, epoch, first)) = segment::parse_name(&file) else {
-            let known = KNOWN.contains(&file.as_str())
-                || file.starts_with(KNOWN_START)
-                || file.ends_with(KNOWN_END);
-            if !known {
+            if file.starts_with(segment::SPARE) {
+                self.spare_bytes += self.disk.open(&file)?.length()?;
+            } else if !KNOWN.contains(&file.as_str()) && !file.ends_with(KNOWN_END) {
                 self.unknown_files.push(file);
             }
             return Ok(());

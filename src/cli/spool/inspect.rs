@@ -72,7 +72,7 @@ fn as_json(found: &Found, rows: &[Row<'_>], commands: &[String]) -> Value {
     let faults = faults.map(|fault| json!({ "file": fault.file, "what": fault.what }));
     json!({
         "directory": found.directory.display().to_string(),
-        "bytes": bytes(found), "max_bytes": found.max_bytes,
+        "bytes": bytes(found), "spare_bytes": found.survey.spare_bytes, "max_bytes": found.max_bytes,
         "free_bytes": found.survey.disk().free_bytes().ok(),
         "streams": streams.collect::<Vec<_>>(),
         "commands": commands,
@@ -170,5 +170,5 @@ impl Row<'_> {
 }
 
 fn bytes(found: &Found) -> u64 {
-    found.survey.epochs.iter().map(HeldEpoch::bytes).sum()
+    found.survey.epochs.iter().map(HeldEpoch::bytes).sum::<u64>() + found.survey.spare_bytes
 }
