@@ -182,7 +182,7 @@ impl<D: Disk> Spool<D> {
     }
 
     /// Takes an epoch's first segment out; its file becomes a spare if it is worth it.
-    fn unlink_oldest(&mut self, index: usize, epoch: u64) {
+    pub(super) fn unlink_oldest(&mut self, index: usize, epoch: u64) {
         let enough = self.spares.len() as u64 >= self.max_spares();
         let stream = &mut self.streams[index];
         let newest = stream.newest().epoch;

@@ -17,4 +17,7 @@ mod framing;
 mod harness;
 mod interop;
 mod link;
+mod mounted;
 mod operation;
+mod power;
+mod spool;
