@@ -17,3 +17,4 @@ mod harness;
 mod interop;
 mod link;
 mod operation;
+mod retention;
