@@ -17,6 +17,11 @@ pub struct Broker {
 impl Broker {
     /// A broker that is not started yet.
     pub fn new(field: &Field) -> Self {
+        Self::with(field, &format!("max_inflight_messages {MAX_INFLIGHT}"))
+    }
+
+    /// A broker with more lines of configuration, that is not started yet.
+    pub fn with(field: &Field, more: &str) -> Self {
         let port = free_port();
         let store = field.path("mosquitto");
         std::fs::create_dir(&store).expect("a directory in an own directory");
@@ -27,7 +32,7 @@ impl Broker {
             format!(
                 "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n\
                  persistence true\npersistence_location {}/\n\
-                 max_queued_messages 0\nmax_inflight_messages {MAX_INFLIGHT}\n\
+                 max_queued_messages 0\n{more}\n\
                  log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\n",
                 store.display()
             ),

@@ -1,14 +1,14 @@
 //! Devices: publishers that know what was acknowledged, and one that obeys commands.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, VecDeque},
     io,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rumqttc::mqttbytes::v4::{Packet, PubAck};
@@ -19,6 +19,21 @@ use super::mqtt::Mqtt;
 /// What a device may have unacknowledged, as most client libraries do.
 const INFLIGHT: usize = 20;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How a device publishes.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// Publishes in a second, and in all.
+    pub per_second: u32,
+    pub count: u64,
+    /// The packet identifier of the first publish. They rise by one, and 1 follows 65,535.
+    pub first_packet_id: u16,
+    /// One identifier and one payload for all publishes, one at a time: nothing tells a new one
+    /// from the last one sent again.
+    pub is_forgetful: bool,
+    /// Bytes that make each payload longer.
+    pub filler_bytes: usize,
+}
 
 /// A device that publishes `{"n":1}`, `{"n":2}`, … at a steady rate, keeps what is not
 /// acknowledged, and after a lost connection sends that again, in order, before anything new
@@ -33,12 +48,16 @@ pub struct Publisher {
 /// What became of a device's publishes.
 #[derive(Debug, Clone, Default)]
 pub struct Account {
-    /// How many numbers were published at least once.
+    /// How many numbers are to be published, and how many were, at least once.
+    pub planned: u64,
     pub published: u64,
     /// Those whose PUBACK came.
     pub acked: BTreeSet<u64>,
     /// Those sent again with DUP set.
     pub resent: BTreeSet<u64>,
+    /// When each acknowledged publish was first sent and when its PUBACK came, in Unix
+    /// milliseconds.
+    pub spans_ms: Vec<(u64, u64)>,
     /// Connections made.
     pub connections: u32,
 }
@@ -47,31 +66,41 @@ impl Publisher {
     /// Publishes `count` messages to `devices/{device}/telemetry`, `per_second` of them in a
     /// second.
     pub fn start(port: u16, device: &str, per_second: u32, count: u64) -> Self {
-        Self::start_padded(port, device, per_second, count, 0)
+        Self::with(port, device, Habits { per_second, count, ..Habits::default() })
     }
 
-    /// As [`Publisher::start`], with payloads that are longer by `padding_bytes`.
+    /// As [`Publisher::start`], with payloads that are longer by `filler_bytes`.
     pub fn start_padded(
         port: u16,
         device: &str,
         per_second: u32,
         count: u64,
-        padding_bytes: usize,
+        filler_bytes: usize,
     ) -> Self {
-        let account = Arc::new(Mutex::new(Account::default()));
+        Self::with(port, device, Habits { per_second, count, filler_bytes, ..Habits::default() })
+    }
+
+    /// Publishes to `devices/{device}/telemetry` as `habits` say.
+    pub fn with(port: u16, device: &str, habits: Habits) -> Self {
+        let account = Account { planned: habits.count, ..Account::default() };
+        let account = Arc::new(Mutex::new(account));
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
             port,
             device: device.into(),
-            period: Duration::from_secs(1) / per_second,
-            count,
-            padding: "x".repeat(padding_bytes),
-            waiting: BTreeMap::new(),
+            habits,
+            waiting: VecDeque::new(),
             account: account.clone(),
             stop: stop.clone(),
         };
         let thread = std::thread::spawn(move || work.run());
         Self { device: device.into(), account, stop, thread: Some(thread) }
+    }
+
+    /// Nothing new is published; what is unacknowledged is still waited for.
+    pub fn finish(&self) {
+        let mut account = self.locked();
+        account.planned = account.published;
     }
 
     pub fn account(&self) -> Account {
@@ -111,19 +140,22 @@ impl Drop for Publisher {
 struct Work {
     port: u16,
     device: String,
-    period: Duration,
-    count: u64,
-    padding: String,
-    /// Packet identifiers that wait for their PUBACK, in the order of publishing: they grow and
-    /// don't come round.
-    waiting: BTreeMap<u16, u64>,
+    habits: Habits,
+    /// What has no PUBACK yet, in the order of publishing.
+    waiting: VecDeque<Sent>,
     account: Arc<Mutex<Account>>,
     stop: Arc<AtomicBool>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    n: u64,
+    packet_id: u16,
+    at_ms: u64,
+}
+
 impl Work {
     fn run(&mut self) {
-        assert!(self.count < u64::from(u16::MAX), "a packet identifier for each publish");
         let mut due = Instant::now();
         while !self.done() {
             // A lost connection is what these scenarios are about.
@@ -134,8 +166,8 @@ impl Work {
     }
 
     fn done(&self) -> bool {
-        let acked = self.account().acked.len() as u64;
-        acked == self.count || self.stop.load(Ordering::Relaxed)
+        let account = self.account();
+        account.acked.len() as u64 == account.planned || self.stop.load(Ordering::Relaxed)
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {
@@ -143,48 +175,95 @@ impl Work {
     }
 
     fn connection(&mut self, due: &mut Instant) -> io::Result<()> {
+        let period = Duration::from_secs(1) / self.habits.per_second;
         let mut mqtt = Mqtt::connect(self.port, &self.device)?;
         self.account().connections += 1;
-        for (pkid, n) in self.waiting.clone() {
-            self.account().resent.insert(n);
-            self.publish(&mut mqtt, pkid, true, n)?;
+        for sent in self.waiting.clone() {
+            self.account().resent.insert(sent.n);
+            self.publish(&mut mqtt, sent, true)?;
         }
         while !self.done() {
-            let published = self.account().published;
-            let open = published < self.count && self.waiting.len() < INFLIGHT;
+            let has_room = self.waiting.len() < self.habits.window();
             let now = Instant::now();
-            if open && now >= *due {
+            if has_room && now >= *due {
                 // After a stall the rate goes on from now: a burst would be another scenario.
-                *due = (*due + self.period).max(now - self.period);
-                let n = published + 1;
-                let pkid = n as u16;
-                self.waiting.insert(pkid, n);
-                self.account().published = n;
-                self.publish(&mut mqtt, pkid, false, n)?;
+                *due = (*due + period).max(now - period);
+                if let Some(sent) = self.next() {
+                    self.waiting.push_back(sent);
+                    self.publish(&mut mqtt, sent, false)?;
+                }
             }
-            let wait = if open { due.saturating_duration_since(now) } else { self.period };
-            if let Some(Packet::PubAck(ack)) = mqtt.receive(wait)?
-                && let Some(n) = self.waiting.remove(&ack.pkid)
-            {
-                self.account().acked.insert(n);
+            let wait = if has_room { due.saturating_duration_since(now) } else { period };
+            if let Some(Packet::PubAck(ack)) = mqtt.receive(wait)? {
+                self.handle_ack(ack.pkid);
             }
         }
         mqtt.send(&Packet::Disconnect)
     }
 
-    fn publish(&self, mqtt: &mut Mqtt, pkid: u16, dup: bool, n: u64) -> io::Result<()> {
-        let topic = format!("devices/{}/telemetry", self.device);
-        let mut reading = reading(n);
-        if !self.padding.is_empty() {
-            reading["padding"] = self.padding.as_str().into();
+    fn next(&self) -> Option<Sent> {
+        let mut account = self.account();
+        if account.published == account.planned {
+            return None;
         }
-        mqtt.publish(&topic, pkid, dup, reading.to_string().as_bytes())
+        account.published += 1;
+        let n = account.published;
+        Some(Sent { n, packet_id: self.habits.packet_id(n), at_ms: unix_ms() })
+    }
+
+    fn handle_ack(&mut self, packet_id: u16) {
+        let at = self.waiting.iter().position(|sent| sent.packet_id == packet_id);
+        let Some(sent) = at.and_then(|at| self.waiting.remove(at)) else { return };
+        let mut account = self.account();
+        account.acked.insert(sent.n);
+        account.spans_ms.push((sent.at_ms, unix_ms()));
+    }
+
+    fn publish(&self, mqtt: &mut Mqtt, sent: Sent, dup: bool) -> io::Result<()> {
+        let topic = format!("devices/{}/telemetry", self.device);
+        let n = if self.habits.is_forgetful { 1 } else { sent.n };
+        let payload = reading(n, self.habits.filler_bytes).to_string();
+        mqtt.publish(&topic, sent.packet_id, dup, payload.as_bytes())
+    }
+}
+
+impl Habits {
+    fn window(&self) -> usize {
+        if self.is_forgetful { 1 } else { INFLIGHT }
+    }
+
+    fn packet_id(&self, n: u64) -> u16 {
+        let steps = if self.is_forgetful { 0 } else { n - 1 };
+        let from_zero = (u64::from(self.first_packet_id) - 1 + steps) % u64::from(u16::MAX);
+        1 + from_zero as u16
+    }
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            per_second: 100,
+            count: 100,
+            first_packet_id: 1,
+            is_forgetful: false,
+            filler_bytes: 0,
+        }
     }
 }
 
 /// The payload of reading `n`.
-fn reading(n: u64) -> Value {
-    json!({ "n": n, "temperature": 20.0 + (n % 50) as f64 / 10.0, "state": "running" })
+fn reading(n: u64, filler_bytes: usize) -> Value {
+    let mut reading =
+        json!({ "n": n, "temperature": 20.0 + (n % 50) as f64 / 10.0, "state": "running" });
+    if filler_bytes > 0 {
+        reading["filler"] = "x".repeat(filler_bytes).into();
+    }
+    reading
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    since.as_millis() as u64
 }
 
 /// A device that obeys: it subscribes to its commands and answers as it is told to.

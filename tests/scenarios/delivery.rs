@@ -84,7 +84,7 @@ fn publish_while_all_is_killed(hub: &mut Hub, gateway: &mut Gateway) -> Vec<Publ
 
 /// Publishes until something arrives: before a broker knows the gateway's subscription it keeps
 /// nothing for it.
-fn wait_until_it_flows(hub: &Hub, gateway: &Gateway) {
+pub(crate) fn wait_until_it_flows(hub: &Hub, gateway: &Gateway) {
     let probe = Publisher::start(gateway.port, "probe", 20, 1000);
     hub.wait_for("gw-1", "a first record arrives at the hub", |row| {
         row.device.as_deref() == Some("probe") && row.n.is_some()
@@ -93,7 +93,7 @@ fn wait_until_it_flows(hub: &Hub, gateway: &Gateway) {
 }
 
 /// Reads the hub until all that was acknowledged is there.
-pub fn collect(hub: &Hub, publishers: &[Publisher]) -> Ledger {
+pub(crate) fn collect(hub: &Hub, publishers: &[Publisher]) -> Ledger {
     let mut ledger = Ledger::default();
     let mut after = 0;
     let deadline = std::time::Instant::now() + PATIENCE;

@@ -20,4 +20,5 @@ mod link;
 mod mounted;
 mod operation;
 mod power;
+mod retention;
 mod spool;

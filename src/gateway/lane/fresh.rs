@@ -9,6 +9,10 @@ use crate::protocol::Epoch;
 /// More epochs at once than this are not opened: the backlog is then in the way until it is gone.
 const MAX_EPOCHS: usize = 64;
 
+/// So much of the backlog may be under way while fresh records are to pass it: on a thin line, what is
+/// under way is in their way.
+const BACKLOG_WINDOW_BYTES: u64 = 128 * 1024;
+
 impl Lane {
     /// Which epoch is sent from: the oldest, or with live-first the current one while it has anything.
     pub(super) fn sending(&self) -> usize {
@@ -16,6 +20,12 @@ impl Lane {
         let state = &self.epochs[current];
         let has_some = state.send < self.sendable_end(current) || state.owed.is_some();
         if self.live_first.is_some() && has_some { current } else { 0 }
+    }
+
+    /// How many payload bytes may be under way before more of the epoch that is sent from follows.
+    pub(super) fn window_bytes(&self) -> u64 {
+        let is_passed = self.live_first.is_some() && self.sending() + 1 < self.epochs.len();
+        if is_passed { self.window.bytes.min(BACKLOG_WINDOW_BYTES) } else { self.window.bytes }
     }
 
     /// Up to where an epoch may be sent.

@@ -185,7 +185,7 @@ impl Lane {
         self.window.records > 0
             && (self.flight_records == 0
                 || (self.flight_records < self.window.records
-                    && self.flight_bytes < self.window.bytes))
+                    && self.flight_bytes < self.window_bytes()))
     }
 
     /// How many records the next batch may have: the window's rest, less where a batch is suspect.
@@ -204,7 +204,7 @@ impl Lane {
 
     /// The payload bytes that the window still has room for; a record that is alone always fits.
     pub(in crate::gateway) fn byte_room(&self) -> u64 {
-        self.window.bytes.saturating_sub(self.flight_bytes)
+        self.window_bytes().saturating_sub(self.flight_bytes)
     }
 
     /// The record before `send` is in the batch.
