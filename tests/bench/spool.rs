@@ -88,8 +88,11 @@ async fn measure(
         Part::Storage => spool_storage::measure_appends(medium, figures)?,
         Part::Backlog => spool_storage::measure_backlog(medium, figures)?,
         Part::Online => {
-            spool_gateway::measure_online(medium, &programs, arguments.online_seconds, figures)
-                .await?;
+            for durability in [spool_gateway::HUB_OR_DISK, spool_gateway::DISK] {
+                let seconds = arguments.online_seconds;
+                spool_gateway::measure_online(medium, &programs, durability, seconds, figures)
+                    .await?;
+            }
         }
         Part::Drain => {
             for transport in [Transport::Plain, Transport::Tls] {
