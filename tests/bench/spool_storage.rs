@@ -1,7 +1,8 @@
 //! The spool by itself: appends in groups, a backlog read back, and the opening of one.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
     path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -77,66 +78,93 @@ const GROUPS: [Group; 4] = [
 /// Backlogs whose opening is measured.
 const BACKLOGS: [(&str, u64); 3] = [("10 MB", 10), ("100 MB", 100), ("1 GB", 1_000)];
 
-/// Whether a segment finds a file to write again.
+/// Where the records go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Files {
-    /// Offline: the backlog grows, every file is new.
+    /// One file and nothing around the records: what the medium and the kernel take in any case.
+    Bare,
+    /// Offline: the backlog grows, every segment's file is new.
     New,
-    /// What was acknowledged a segment ago is written again.
+    /// Each segment finds a file of one that was acknowledged.
     Recycled,
 }
 
-/// Appends in each group size, to new files and to recycled ones.
+/// What the appends of one group size took.
+struct Cost {
+    written: u64,
+    syncs: u64,
+    elapsed: Duration,
+    cpu: Duration,
+}
+
+/// Appends in each group size, to new files and to recycled ones, and without a spool.
 pub(crate) fn measure_appends(medium: &Medium, figures: &mut Figures) -> anyhow::Result<()> {
-    for files in [Files::New, Files::Recycled] {
+    for (files, words) in [
+        (Files::Bare, "bare file"),
+        (Files::New, "new segments"),
+        (Files::Recycled, "recycled segments"),
+    ] {
         for group in &GROUPS {
-            measure_group(medium, files, group, figures)
-                .with_context(|| format!("groups of {}, {files:?} files", group.size))?;
+            let cost = measure_group(medium, files, group)
+                .with_context(|| format!("groups of {}, {words}", group.size))?;
+            let (goal, written, cpu) = match files {
+                Files::Bare => ("", NO_PEERS, NO_PEERS),
+                Files::New | Files::Recycled => (group.goal, group.written, group.cpu),
+            };
+            let mut note = |what: &str, decimals, goal, peers, value| {
+                let name = format!("{words}, groups of {}: {what}", group.size);
+                figures.note(figure(name, decimals, goal, peers), value);
+            };
+            let records = group.records as f64;
+            let payload = records * RECORD_BYTES as f64;
+            let amplification = cost.written as f64 / payload;
+            note("device bytes per payload byte", 2, goal, written, amplification);
+            note("CPU s per 100k", 2, "", cpu, per_100k(cost.cpu, group.records));
+            note("appends/s", 0, "", NO_PEERS, records / cost.elapsed.as_secs_f64());
+            note("syncs per 100k", 0, "", NO_PEERS, cost.syncs as f64 * 1e5 / records);
         }
     }
     Ok(())
 }
 
-fn measure_group(
-    medium: &Medium,
-    files: Files,
-    group: &Group,
-    figures: &mut Figures,
-) -> anyhow::Result<()> {
-    let mut log = Log::open(&medium.fresh_dir("appends")?)?;
+fn measure_group(medium: &Medium, files: Files, group: &Group) -> anyhow::Result<Cost> {
+    let dir = medium.fresh_dir("appends")?;
+    if files == Files::Bare {
+        let bytes = record().repeat(usize::try_from(group.size)?);
+        let file = File::create(dir.join("bare"))?;
+        let groups = group.records / group.size;
+        return metered(medium, || {
+            for at in 0..groups {
+                file.write_all_at(&bytes, at * bytes.len() as u64)?;
+                file.sync_data()?;
+            }
+            Ok(groups)
+        });
+    }
+    let mut log = Log::open(&dir)?;
     if files == Files::Recycled {
         log.append(6 * SEGMENT_RECORDS, FILL_GROUP)?;
         log.trim(log.next - 1)?;
     }
-    let (before, syncs_before) = (medium.written_bytes()?, log.spool.wear().1);
-    let (cpu, since) = (meter::thread_cpu()?, Instant::now());
-    let first = log.next;
-    while log.next < first + group.records {
-        log.append(group.size, group.size)?;
-        if files == Files::Recycled && log.next > first + SEGMENT_RECORDS {
-            log.trim(log.next - 1 - SEGMENT_RECORDS)?;
+    let (first, syncs) = (log.next, log.spool.wear().1);
+    metered(medium, || {
+        while log.next < first + group.records {
+            log.append(group.size, group.size)?;
+            if files == Files::Recycled && log.next > first + SEGMENT_RECORDS {
+                log.trim(log.next - 1 - SEGMENT_RECORDS)?;
+            }
         }
-    }
-    let (elapsed, cpu) = (since.elapsed(), meter::thread_cpu()?.saturating_sub(cpu));
-    let syncs = log.spool.wear().1 - syncs_before;
-    let written = medium.written_bytes()? - before;
+        Ok(log.spool.wear().1 - syncs)
+    })
+}
 
-    let records = group.records as f64;
-    let payload = records * RECORD_BYTES as f64;
-    let words = match files {
-        Files::New => "new files",
-        Files::Recycled => "recycled files",
-    };
-    let name = |what: &str| format!("{what}, groups of {}, {words}", group.size);
-    let mut note = |what: &str, decimals, goal, peers, value| {
-        figures.note(figure(name(what), decimals, goal, peers), value);
-    };
-    let rate = records / elapsed.as_secs_f64();
-    note("device bytes per payload byte", 2, group.goal, group.written, written as f64 / payload);
-    note("appends/s", 0, "", NO_PEERS, rate);
-    note("CPU s per 100k", 2, "", group.cpu, per_100k(cpu, group.records));
-    note("syncs per 100k", 0, "", NO_PEERS, syncs as f64 * 1e5 / records);
-    Ok(())
+/// Runs `appends`, which tells how often it synced.
+fn metered(medium: &Medium, appends: impl FnOnce() -> anyhow::Result<u64>) -> anyhow::Result<Cost> {
+    let before = medium.written_bytes()?;
+    let (cpu, since) = (meter::thread_cpu()?, Instant::now());
+    let syncs = appends()?;
+    let (elapsed, cpu) = (since.elapsed(), meter::thread_cpu()?.saturating_sub(cpu));
+    Ok(Cost { written: medium.written_bytes()? - before, syncs, elapsed, cpu })
 }
 
 /// Opens backlogs of each size, and reads one back.
