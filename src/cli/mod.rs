@@ -5,13 +5,14 @@ mod check;
 mod demo;
 mod disk;
 mod driver;
+mod reload;
 mod run;
 mod send;
 mod status;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     config::{Config, ConfigError},
@@ -77,6 +78,14 @@ enum Command {
         /// The payload, usually JSON; - reads standard input
         payload: String,
     },
+    /// Have a running gateway read its configuration and certificates anew
+    Reload {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Wait for what comes of it, and fail if the gateway can't use what it read
+        #[arg(long)]
+        wait: bool,
+    },
     /// Show both sides at work on this machine: hub, gateway, three devices, a cut link, a command
     #[cfg(feature = "demo")]
     Demo {
@@ -98,6 +107,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// The command line's definition, for its manual and its completions.
+pub fn definition() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the command line `arguments`, the program's name first.
@@ -134,6 +148,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::Send { file, device, topic, payload } => {
             with_config(&file.config, |config| send::send(config, device, topic, payload))
+        }
+        Command::Reload { file, wait } => {
+            with_config(&file.config, |config| reload::reload(config, wait))
         }
         #[cfg(feature = "demo")]
         Command::Demo { r#for } => demo::demo(r#for),

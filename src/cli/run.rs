@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::{
     disk::{self, Found, Opening},
     driver::{self, Driver, Source, State},
+    reload::Reload,
 };
 use crate::{
     config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
@@ -67,14 +68,14 @@ pub(super) fn run(file: &Path) -> ExitCode {
 }
 
 /// What has to be right before anything starts: a fault here is one of the configuration.
-struct Parts {
+pub(super) struct Parts {
     id: String,
-    uplink_tls: Option<Arc<rustls::ClientConfig>>,
+    pub(super) uplink_tls: Option<Arc<rustls::ClientConfig>>,
     mqtt_tls: Option<Arc<rustls::ClientConfig>>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-fn prepare(config: &Config) -> anyhow::Result<Parts> {
+pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
     let uplink = config.uplink.as_ref();
     let client_cert = uplink.and_then(|uplink| uplink.client_cert.as_ref());
     let uplink_tls = uplink
@@ -186,9 +187,10 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         questions,
         network: link::watch_network(),
         sources,
-        dialer: dialer(config.uplink, parts.uplink_tls),
+        dialer: dialer(config.uplink.clone(), parts.uplink_tls),
         urls,
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
+        reload: Reload::new(config),
         state: State::default(),
     };
     // As a task: a future that the runtime itself blocks on costs a system call more at each
@@ -268,7 +270,7 @@ fn settings(
     }
 }
 
-fn dialer(
+pub(super) fn dialer(
     uplink: Option<config::Uplink>,
     tls: Option<Arc<rustls::ClientConfig>>,
 ) -> driver::Dialer {
