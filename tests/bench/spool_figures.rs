@@ -71,12 +71,13 @@ impl Figures {
         }
         writeln!(
             out,
-            "\nMedians of {rounds} rounds, least and most in brackets. Beside other stores' figures, \
-             fieldgate's as a multiple of theirs. Appends: 300-byte records, one sync per group, \
-             on an ext4 with a journal, on a loop device; bytes are the sectors that the device \
-             was given, after a syncfs. CPU of appends and reads is that of the thread, the \
-             kernel's part in it included; of the gateway, that of the process. Whole gateway: the \
-             release build, 238-byte JSON, the sink in a process beside it on the same cores.\n"
+            "\nMedians of {rounds} rounds, least and most in brackets. Beside other stores' \
+             figures, fieldgate's as a multiple of theirs. Appends: 300-byte records, one sync \
+             per group, on an ext4 with a journal, on a loop device; bytes are the sectors that \
+             the device was given, after a syncfs. CPU of appends and reads is that of the \
+             thread, the kernel's part in it included; of the gateway, that of the process. \
+             Whole gateway: the release build, 238-byte JSON, the sink in a process beside it on \
+             the same cores.\n"
         )?;
         report::write_machine(&mut out)?;
         out.push('\n');

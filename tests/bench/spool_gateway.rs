@@ -89,8 +89,8 @@ pub(crate) async fn measure_drain(
 }
 
 /// Counts what reaches the device that the state directory is on: with the gateway idle, then with
-/// traffic that the sink acknowledges at once. With `durability = "disk"` everything is written: that
-/// shows what the count would have seen.
+/// traffic that the sink acknowledges at once. With `durability = "disk"` everything is written:
+/// that shows what the count would have seen.
 pub(crate) async fn measure_online(
     medium: &Medium,
     programs: &Programs,
