@@ -14,6 +14,7 @@
 //! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns, config |
 //! | `link` | northbound: dial, TLS, WebSocket | config, identity, close codes |
 //! | `cli` | the command line and the driver that joins all of them | everything |
+//! | `fuzzing` | any bytes at the ways in; only for tests and fuzz targets | everything |
 //! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol |
 //!
 //! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone
@@ -25,6 +26,8 @@ pub mod cli;
 pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(all(feature = "gateway", any(test, fuzzing)))]
+pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "hub")]

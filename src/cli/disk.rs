@@ -6,16 +6,16 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::mpsc as async_mpsc;
 
+use super::wear::{Load, Wear};
 use crate::{
     gateway::{DiskRequest, Held},
     protocol::Epoch,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The file that names the URLs which answered with a valid `welcome`, one in a line.
-const MANAGED: &str = "managed-hub";
+pub(super) const MANAGED: &str = "managed-hub";
 
 /// How many of them are kept; at the bound the oldest goes.
 const MAX_MANAGED: usize = 32;
@@ -71,14 +71,6 @@ pub(super) struct DiskThread {
     pub(super) answers: async_mpsc::UnboundedReceiver<Answer>,
     pub(super) wear: Arc<Wear>,
     thread: thread::JoinHandle<()>,
-}
-
-/// What the spool holds and what the medium had to bear.
-#[derive(Debug, Default)]
-pub(super) struct Wear {
-    pub(super) spool_bytes: AtomicU64,
-    pub(super) written_bytes: AtomicU64,
-    pub(super) syncs: AtomicU64,
 }
 
 /// What was found on disk.
@@ -148,7 +140,7 @@ pub(super) fn start(opening: Opening) -> Result<(DiskThread, Result<Found, Strin
     // Not bounded by itself: the core has one append, one journal change and one read per lane
     // under way.
     let (outgoing, answers) = async_mpsc::unbounded_channel();
-    let wear = Arc::new(Wear::default());
+    let wear = Arc::new(Wear::new(Instant::now()));
     let worker = Worker { store, opening, wear: wear.clone() };
     worker.note_wear();
     let thread = thread::Builder::new()
@@ -176,7 +168,7 @@ impl Opening {
             managed_urls: managed_urls.clone(),
             report,
         };
-        Ok((Store { spool, journal, managed_urls }, found))
+        Ok((Store { spool, journal, managed_urls, appended_bytes: 0 }, found))
     }
 
     fn explain(&self, error: &io::Error) -> String {
@@ -206,6 +198,7 @@ struct Store {
     spool: Spool<DirectoryDisk>,
     journal: Journal<std::fs::File>,
     managed_urls: Vec<String>,
+    appended_bytes: u64,
 }
 
 impl Worker {
@@ -254,11 +247,15 @@ impl Worker {
     }
 
     fn note_wear(&self) {
-        let Some(Store { spool, .. }) = &self.store else { return };
-        let (written, syncs) = spool.wear();
-        self.wear.spool_bytes.store(spool.bytes(), Relaxed);
-        self.wear.written_bytes.store(written, Relaxed);
-        self.wear.syncs.store(syncs, Relaxed);
+        let Some(store) = &self.store else { return };
+        let (spool, journal) = (store.spool.wear(), store.journal.wear());
+        let load = Load {
+            spool_bytes: store.spool.bytes(),
+            written_bytes: spool.0 + journal.0,
+            appended_bytes: store.appended_bytes,
+            syncs: spool.1 + journal.1,
+        };
+        self.wear.note(Instant::now(), load);
     }
 }
 
@@ -277,7 +274,12 @@ impl Store {
         let explain = |error: io::Error| opening.explain(&error);
         match request {
             DiskRequest::Append(entries) => {
-                Some(Answer::Appended(self.spool.append(&entries).map_err(explain)))
+                let appended = self.spool.append(&entries);
+                if appended.is_ok() {
+                    self.appended_bytes +=
+                        entries.iter().map(|e| e.bytes.len() as u64).sum::<u64>();
+                }
+                Some(Answer::Appended(appended.map_err(explain)))
             }
             DiskRequest::Read { lane, epoch, from, max_bytes } => {
                 let result = self.spool.read(lane, epoch.0, from, max_bytes).map_err(explain);

@@ -5,10 +5,13 @@ mod check;
 mod demo;
 mod disk;
 mod driver;
+mod exposition;
 mod reload;
 mod run;
 mod send;
+mod spool;
 mod status;
+mod wear;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -58,11 +61,14 @@ enum Command {
     Status {
         #[command(flatten)]
         file: ConfigFile,
-        /// As one JSON object
-        #[arg(long)]
+        /// As one JSON object: --format json
+        #[arg(long, conflicts_with = "format")]
         json: bool,
+        /// How
+        #[arg(long, value_enum, default_value_t = status::Format::Text)]
+        format: status::Format,
         /// Again every second, until interrupted
-        #[arg(long, conflicts_with = "json")]
+        #[arg(long, conflicts_with_all = ["json", "format"])]
         watch: bool,
     },
     /// Hand a record to a running gateway, as if a device had published it
@@ -86,6 +92,9 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// What the spool holds: look at it, check it, take it out, let go of it
+    #[command(subcommand)]
+    Spool(spool::Command),
     /// Show both sides at work on this machine: hub, gateway, three devices, a cut link, a command
     #[cfg(feature = "demo")]
     Demo {
@@ -143,8 +152,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
-        Command::Status { file, json, watch } => {
-            with_config(&file.config, |config| status::status(config, json, watch))
+        Command::Status { file, json, format, watch } => {
+            let format = if json { status::Format::Json } else { format };
+            with_config(&file.config, |config| status::status(config, format, watch))
         }
         Command::Send { file, device, topic, payload } => {
             with_config(&file.config, |config| send::send(config, device, topic, payload))
@@ -152,6 +162,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reload { file, wait } => {
             with_config(&file.config, |config| reload::reload(config, wait))
         }
+        Command::Spool(command) => spool::spool(&command),
         #[cfg(feature = "demo")]
         Command::Demo { r#for } => demo::demo(r#for),
         #[cfg(feature = "demo")]

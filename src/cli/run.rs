@@ -308,7 +308,7 @@ fn via(proxy: &Proxy) -> Result<link::Via, IdentityError> {
 }
 
 /// Two numbers that no other start has.
-fn random() -> anyhow::Result<[u64; 2]> {
+pub(super) fn random() -> anyhow::Result<[u64; 2]> {
     use ring::rand::SecureRandom as _;
     let mut bytes = [0; 16];
     ring::rand::SystemRandom::new()

@@ -1,9 +1,15 @@
 //! `fieldgate status`: how a running gateway stands.
 
-use std::{fmt::Write as _, process::ExitCode, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use serde_json::Value;
 
+use super::exposition::exposition;
 use crate::{
     config::Config,
     ops::control::{Ask, ask},
@@ -11,8 +17,19 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How the state is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// For a person
+    Text,
+    /// One JSON object
+    Json,
+    /// Text exposition format 0.0.4, for node_exporter's textfile collector and the like
+    Prometheus,
+}
+
 /// Prints the state once, or every second.
-pub(super) fn status(config: &Config, json: bool, watch: bool) -> ExitCode {
+pub(super) fn status(config: &Config, format: Format, watch: bool) -> ExitCode {
     loop {
         let status = match ask(&config.gateway.state_dir, &Ask::Status {}, PATIENCE) {
             Ok(status) => status,
@@ -21,13 +38,17 @@ pub(super) fn status(config: &Config, json: bool, watch: bool) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        if json {
-            println!("{status}");
-        } else if watch {
+        let text = match format {
+            Format::Json => format!("{status}\n"),
+            Format::Prometheus => exposition(&status),
             // Clear the screen, cursor home (ECMA-48).
-            print!("\x1b[2J\x1b[H{}", describe(&status));
-        } else {
-            print!("{}", describe(&status));
+            Format::Text if watch => format!("\x1b[2J\x1b[H{}", describe(&status)),
+            Format::Text => describe(&status),
+        };
+        if let Err(error) = io::stdout().write_all(text.as_bytes()) {
+            // Whoever closed the pipe has read enough.
+            let enough = error.kind() == io::ErrorKind::BrokenPipe;
+            return if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         if !watch {
             return ExitCode::SUCCESS;
@@ -76,10 +97,33 @@ fn describe(status: &Value) -> String {
     let (under_way, kept) = (text(&commands["under_way"]), text(&commands["journalled"]));
     line("commands", format!("{under_way} under way, {kept} in the journal"));
     let spool = &status["spool"];
-    let (bytes, written) = (text(&spool["bytes"]), text(&spool["written_bytes"]));
-    line("spool", format!("{bytes} bytes, {written} written since start"));
+    line("spool", format!("{} bytes on disk", text(&spool["bytes"])));
+    let mut written = format!("{} bytes since start", text(&spool["written_bytes"]));
+    if !spool["written_per_appended_byte"].is_null() {
+        let per_byte = text(&spool["written_per_appended_byte"]);
+        written += &format!(" ({per_byte} per byte of records on disk)");
+    }
+    written += &format!(", {} in the last 24 hours", text(&spool["written_last_day_bytes"]));
+    line("written", written);
     if !status["disk"]["error"].is_null() {
         line("disk", format!("FAILS: {}", text(&status["disk"]["error"])));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn wear_is_told_in_words() {
+        let spool = json!({ "bytes": 5, "written_bytes": 1064, "written_last_day_bytes": 64,
+            "appended_bytes": 1000, "written_per_appended_byte": 1.064, "syncs": 3 });
+        let text = describe(&json!({ "spool": spool }));
+        let expected = "written      1064 bytes since start (1.064 per byte of records on disk), \
+                        64 in the last 24 hours";
+        assert!(text.lines().any(|line| line == expected), "{text}");
+    }
 }

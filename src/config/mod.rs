@@ -74,24 +74,8 @@ impl Config {
     /// # Errors
     /// All faults that were found, with their lines.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let fault = |origin, text: String| {
-            ConfigError::new(path, vec![Fault { origin, key: String::new(), text }])
-        };
-        let text = read_file(path).map_err(|text| fault(Origin::File, text))?;
-        let mut variables = Vec::new();
-        for (name, value) in std::env::vars_os() {
-            // A name that is not UTF-8 is none of ours.
-            let Ok(name) = name.into_string() else { continue };
-            match value.into_string() {
-                Ok(value) => variables.push((name, value)),
-                Err(_) if environment::is_key(&name) => {
-                    let text = "its value is not UTF-8; write it so";
-                    return Err(fault(Origin::Variable(name), text.into()));
-                }
-                Err(_) => {}
-            }
-        }
-        Self::from_text(&text, path, variables.into_iter())
+        let text = read_file(path).map_err(|text| fault(path, Origin::File, text))?;
+        Self::from_text(&text, path, variables(path)?.into_iter())
     }
 
     /// Checks a file's text, with `env` as the environment. `file` says what relative paths are
@@ -104,16 +88,81 @@ impl Config {
         file: &Path,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
-        let folder = absolute.parent().unwrap_or(Path::new("/")).into();
-        let places = Places { folder, environment: Environment::read(env) };
-        let mut faults = Vec::new();
-        let mut raw =
-            Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;
-        places.environment.apply(&mut raw, &mut faults);
-        let config = checked::config(absolute, &raw, &places, &mut faults);
+        let (config, faults) = parse(text, file, env)?;
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(file, faults)) }
     }
+}
+
+/// Where a gateway's spool is, and how much it may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolPlace {
+    /// `gateway.state_dir`
+    pub state_dir: PathBuf,
+    /// `spool.max_bytes`; `None` where what was written is no size.
+    pub max_bytes: Option<u64>,
+}
+
+impl SpoolPlace {
+    /// Reads it from the file and the environment, whatever else is wrong with them: a spool must
+    /// be reachable while a configuration is mended. `None` stands for an empty file.
+    ///
+    /// # Errors
+    /// The faults that keep it from being known.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new("environment"));
+        let text = path.map(read_file).transpose();
+        let text = text.map_err(|text| fault(file, Origin::File, text))?.unwrap_or_default();
+        let (config, mut faults) = parse(&text, file, variables(file)?.into_iter())?;
+        let is_size =
+            !faults.iter().any(|fault| matches!(&*fault.key, "spool" | "spool.max_bytes"));
+        // A misspelt state_dir would lead to another gateway's spool.
+        faults.retain(|fault| {
+            fault.key == "gateway" || fault.key.starts_with("gateway.") && fault.key != "gateway.id"
+        });
+        if !faults.is_empty() {
+            return Err(ConfigError::new(file, faults));
+        }
+        let max_bytes = is_size.then_some(config.spool.max_bytes);
+        Ok(Self { state_dir: config.gateway.state_dir, max_bytes })
+    }
+}
+
+fn parse(
+    text: &str,
+    file: &Path,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<(Config, Vec<Fault>), ConfigError> {
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
+    let folder = absolute.parent().unwrap_or(Path::new("/")).into();
+    let places = Places { folder, environment: Environment::read(env) };
+    let mut faults = Vec::new();
+    let mut raw =
+        Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;
+    places.environment.apply(&mut raw, &mut faults);
+    let config = checked::config(absolute, &raw, &places, &mut faults);
+    Ok((config, faults))
+}
+
+fn fault(file: &Path, origin: Origin, text: String) -> ConfigError {
+    ConfigError::new(file, vec![Fault { origin, key: String::new(), text }])
+}
+
+/// The environment, as far as it is text.
+fn variables(file: &Path) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        // A name that is not UTF-8 is none of ours.
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_) if environment::is_key(&name) => {
+                let text = "its value is not UTF-8; write it so";
+                return Err(fault(file, Origin::Variable(name), text.into()));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(variables)
 }
 
 /// The file's text, or why there is none.

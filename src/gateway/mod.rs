@@ -43,7 +43,9 @@ use random::Random;
 use redelivery::Redelivery;
 use reports::Reports;
 use shares::Shares;
-pub use snapshot::Snapshot;
+pub use snapshot::{
+    CommandStatus, CounterStatus, DiskStatus, Snapshot, StreamStatus, UplinkStatus,
+};
 pub use uplink::{Ended, UplinkSettings};
 use uplink::{Phase, Then, Uplink};
 

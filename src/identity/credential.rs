@@ -145,8 +145,8 @@ fn not_pem(file: &Path) -> IdentityError {
     )
 }
 
-/// The standard library doesn't tell who we are; `/proc` does.
-fn effective_uid() -> Option<u32> {
+/// Who this process acts as. The standard library doesn't tell; `/proc` does.
+pub fn effective_uid() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().nth(1)?.parse().ok()

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::Certificate,
+    credential::effective_uid,
     name::{boot_id, gateway_id},
     password::password,
     token::Token,

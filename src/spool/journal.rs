@@ -19,7 +19,7 @@ use super::{
     segment::{self, Frame, HEADER_BYTES, Header, Id, Scan},
 };
 
-const FILE: &str = "commands.journal";
+pub(super) const FILE: &str = "commands.journal";
 
 /// Below this size the file is never rewritten for its size.
 const SMALL_BYTES: u64 = 64 * 1024;
@@ -33,6 +33,8 @@ pub struct Journal<F> {
     entries: BTreeMap<String, Bytes>,
     /// `None` when the file can't be relied on and is to be rewritten.
     tail: Option<Tail<F>>,
+    written_bytes: u64,
+    syncs: u64,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl<F: super::DiskFile> Journal<F> {
     /// # Errors
     /// The file is there and can't be read, or a newer version wrote it.
     pub fn open<D: Disk<File = F>>(disk: &D) -> Result<Self, OpenError> {
-        let mut journal = Self { entries: BTreeMap::new(), tail: None };
+        let mut journal = Self { entries: BTreeMap::new(), tail: None, written_bytes: 0, syncs: 0 };
         if !disk.list()?.iter().any(|name| name == FILE) {
             return Ok(journal);
         }
@@ -93,12 +95,23 @@ impl<F: super::DiskFile> Journal<F> {
         let limit = SMALL_BYTES.max(kept * SLACK);
         match self.tail.take().filter(|tail| tail.len < limit) {
             Some(mut tail) => {
-                tail.append(&records)?;
+                self.written_bytes += tail.append(&records)?;
+                self.syncs += 1;
                 self.tail = Some(tail);
             }
-            None => self.tail = Some(self.rewrite(disk)?),
+            None => {
+                let tail = self.rewrite(disk)?;
+                self.written_bytes += tail.len;
+                self.syncs += 2;
+                self.tail = Some(tail);
+            }
         }
         Ok(())
+    }
+
+    /// Bytes written since open, and how often the medium was asked to keep them.
+    pub fn wear(&self) -> (u64, u64) {
+        (self.written_bytes, self.syncs)
     }
 
     fn apply(&mut self, record: &Bytes) {
@@ -124,7 +137,8 @@ impl<F: super::DiskFile> Journal<F> {
 }
 
 impl<F: super::DiskFile> Tail<F> {
-    fn append(&mut self, records: &[Bytes]) -> io::Result<()> {
+    /// Says how many bytes it wrote.
+    fn append(&mut self, records: &[Bytes]) -> io::Result<u64> {
         let mut buffer = Vec::new();
         for record in records {
             Frame::Record(None, record.clone()).put(&mut buffer, id(), self.count);
@@ -132,11 +146,12 @@ impl<F: super::DiskFile> Tail<F> {
         }
         self.file.write_at(&buffer, self.len)?;
         self.len += buffer.len() as u64;
-        self.file.sync()
+        self.file.sync()?;
+        Ok(buffer.len() as u64)
     }
 }
 
-fn id() -> Id {
+pub(super) fn id() -> Id {
     Id::new("", 0, 0)
 }
 

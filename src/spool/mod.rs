@@ -66,12 +66,16 @@
 
 mod append;
 mod disk;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod journal;
 mod positions;
 mod read;
 mod recovery;
+mod release;
 mod retention;
 mod segment;
+pub mod survey;
 mod tails;
 
 use std::{

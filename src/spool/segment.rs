@@ -26,7 +26,7 @@ pub(super) const SPARE: &str = "spare.";
 const KIND_RECORD: u32 = 0;
 const KIND_MARK: u32 = 1;
 const KIND_ORIGIN: u32 = 2;
-const ORIGIN_BYTES: usize = 8 + 4 + 2 + 4;
+pub(super) const ORIGIN_BYTES: usize = 8 + 4 + 2 + 4;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {

@@ -47,6 +47,17 @@ impl Publisher {
     /// Publishes `count` messages to `devices/{device}/telemetry`, `per_second` of them in a
     /// second.
     pub fn start(port: u16, device: &str, per_second: u32, count: u64) -> Self {
+        Self::start_padded(port, device, per_second, count, 0)
+    }
+
+    /// As [`Publisher::start`], with payloads that are longer by `padding_bytes`.
+    pub fn start_padded(
+        port: u16,
+        device: &str,
+        per_second: u32,
+        count: u64,
+        padding_bytes: usize,
+    ) -> Self {
         let account = Arc::new(Mutex::new(Account::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
@@ -54,6 +65,7 @@ impl Publisher {
             device: device.into(),
             period: Duration::from_secs(1) / per_second,
             count,
+            padding: "x".repeat(padding_bytes),
             waiting: BTreeMap::new(),
             account: account.clone(),
             stop: stop.clone(),
@@ -101,6 +113,7 @@ struct Work {
     device: String,
     period: Duration,
     count: u64,
+    padding: String,
     /// Packet identifiers that wait for their PUBACK, in the order of publishing: they grow and
     /// don't come round.
     waiting: BTreeMap<u16, u64>,
@@ -161,7 +174,11 @@ impl Work {
 
     fn publish(&self, mqtt: &mut Mqtt, pkid: u16, dup: bool, n: u64) -> io::Result<()> {
         let topic = format!("devices/{}/telemetry", self.device);
-        mqtt.publish(&topic, pkid, dup, reading(n).to_string().as_bytes())
+        let mut reading = reading(n);
+        if !self.padding.is_empty() {
+            reading["padding"] = self.padding.as_str().into();
+        }
+        mqtt.publish(&topic, pkid, dup, reading.to_string().as_bytes())
     }
 }
 

@@ -11,12 +11,14 @@ pub mod gateway;
 pub mod http;
 pub mod hub;
 pub mod ledger;
+pub mod mount;
 pub mod mqtt;
 pub mod namespace;
 pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod writer;
 
 use std::{
     net::TcpListener,

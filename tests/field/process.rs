@@ -73,11 +73,26 @@ impl Process {
     /// SIGTERM, and how it ended within `within`, and after how long.
     pub fn terminate(&mut self, within: Duration) -> (ExitStatus, Duration) {
         let start = Instant::now();
-        let kill = format!("kill -TERM {}", self.child.id());
-        let sent = Command::new("sh").args(["-c", &kill]).status().expect("sh runs");
-        assert!(sent.success(), "{}: {kill}: {sent}", self.name);
+        self.signal("TERM");
         let status = self.exit(within);
         (status, start.elapsed())
+    }
+
+    /// A signal by its short name.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().expect("sh runs");
+        assert!(sent.success(), "{}: {kill}: {sent}", self.name);
+    }
+
+    /// Whether SIGSTOP has taken effect: no thread of it is in a system call any more.
+    pub fn is_stopped(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let tasks = std::fs::read_dir(&tasks).unwrap_or_else(|e| panic!("{tasks}: {e}"));
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
     }
 
     /// How it ends by itself within `within`.

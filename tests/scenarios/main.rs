@@ -10,10 +10,14 @@ mod field;
 
 mod autobahn;
 mod bad_input;
+mod board;
 mod commands;
 mod delivery;
 mod framing;
 mod harness;
 mod interop;
 mod link;
+mod mounted;
 mod operation;
+mod power;
+mod spool;

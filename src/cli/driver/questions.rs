@@ -1,7 +1,5 @@
 //! What `fieldgate status`, `send` and `reload` ask of the running gateway.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -73,12 +71,7 @@ impl Driver {
         status["version"] = env!("CARGO_PKG_VERSION").into();
         status["uplink"]["url"] = self.urls.get(self.gateway.hub()).cloned().into();
         status["sources"] = sources.collect();
-        let wear = &self.disk.wear;
-        status["spool"] = json!({
-            "bytes": wear.spool_bytes.load(Relaxed),
-            "written_bytes": wear.written_bytes.load(Relaxed),
-            "syncs": wear.syncs.load(Relaxed),
-        });
+        status["spool"] = self.disk.wear.to_json(now.instant);
         status
     }
 }

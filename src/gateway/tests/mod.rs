@@ -376,7 +376,9 @@ impl World {
                 self.gateway.handle_delivered(self.now, token);
             }
             let held: u64 = self.gateway.lanes.iter().map(Lane::held_records).sum();
-            let idle = self.jobs.is_empty() && self.gateway.commands.counts().0 == 0;
+            let idle = self.jobs.is_empty()
+                && self.gateway.commands.counts().0 == 0
+                && self.gateway.is_settled();
             if held == 0 && idle && self.link == Link::Up {
                 break;
             }

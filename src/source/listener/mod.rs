@@ -13,6 +13,8 @@
 mod broker;
 mod connection;
 mod delivery;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod retained;
 mod routes;
 mod session;

@@ -1,0 +1,110 @@
+//! File systems of a scenario's own: small, failing, or cut off from their power. Needs root.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{SOON, eventually, process::run};
+
+/// A file system, unmounted when dropped.
+pub struct Mount {
+    pub path: PathBuf,
+    image: Option<PathBuf>,
+    options: &'static str,
+    mounted: bool,
+}
+
+impl Mount {
+    /// In memory, of a size such as `4m`.
+    pub fn tmpfs(path: PathBuf, size: &str) -> Self {
+        std::fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let options = format!("size={size},mode=0700");
+        succeed(command("mount", &["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path));
+        Self { path, image: None, options: "", mounted: true }
+    }
+
+    /// A fresh ext4 with a journal in a file, `options` beside `loop`.
+    pub fn ext4(path: PathBuf, image: PathBuf, megabytes: u64, options: &'static str) -> Self {
+        let file = std::fs::File::create(&image);
+        let file = file.unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+        file.set_len(megabytes << 20).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+        succeed(command("mkfs.ext4", &["-q", "-F"]).arg(&image));
+        Self::image(path, image, options)
+    }
+
+    /// What is in an image.
+    pub fn image(path: PathBuf, image: PathBuf, options: &'static str) -> Self {
+        std::fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut mount = Self { path, image: Some(image), options, mounted: false };
+        mount.mount();
+        mount
+    }
+
+    pub fn mount(&mut self) {
+        let image = self.image.as_ref().expect("what is in memory is gone when it is unmounted");
+        let mut command = command("mount", &["-o", self.options]);
+        succeed(command.arg(image).arg(&self.path));
+        self.mounted = true;
+    }
+
+    /// Once nobody has a file open in it.
+    pub fn unmount(&mut self) {
+        let what = format!("{} can be unmounted", self.path.display());
+        eventually(&what, SOON, || {
+            let (code, _, _) = run(command_on("umount", &self.path), SOON);
+            (code == Some(0)).then_some(())
+        });
+        self.mounted = false;
+    }
+
+    /// A power cut: nothing reaches the device from here on, not even the journal in memory
+    /// (`EXT4_IOC_SHUTDOWN`, flag `EXT4_GOING_FLAGS_NOLOGFLUSH`).
+    pub fn cut_power(&self) {
+        let script = "open(my $f, '<', $ARGV[0]) or die $!; my $flags = pack('L', 2); \
+                      ioctl($f, 0x8004587D, $flags) or die $!";
+        succeed(command("perl", &["-e", script]).arg(&self.path));
+    }
+
+    /// An error of the file system, on which it makes itself read-only (`errors=remount-ro`).
+    pub fn break_down(&self) {
+        let mut find = command("findmnt", &["-n", "-o", "SOURCE", "-M"]);
+        find.arg(&self.path);
+        let (_, device, _) = run(find, SOON);
+        let device = device.trim().rsplit('/').next().expect("a loop device");
+        let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
+        std::fs::write(&trigger, "a scenario").unwrap_or_else(|e| panic!("{trigger}: {e}"));
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Lazily: a failed scenario may have left files open, and its processes end later.
+            let _ = command("umount", &["--lazy"]).arg(&self.path).status();
+        }
+    }
+}
+
+/// A copy of a file, holes as holes.
+pub fn copy(from: &Path, to: &Path) {
+    succeed(command("cp", &["--sparse=always"]).arg(from).arg(to));
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+fn command_on(program: &str, path: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg(path);
+    command
+}
+
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said} (mounting needs root and loop devices)");
+}
