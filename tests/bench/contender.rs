@@ -72,7 +72,7 @@ pub(crate) struct Programs {
 
 /// A process of ours, killed when it is dropped.
 #[derive(Debug)]
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -133,13 +133,13 @@ impl Stage {
             }
             Contender::Listener => {
                 stage.far_port =
-                    sink::start(&certificates, arrivals.clone(), ack_after).await?.port();
+                    sink::start(Some(&certificates), arrivals.clone(), ack_after).await?.port();
                 let source = format!("[listener]\nbind = \"{}\"\n", stage.broker);
                 stage.prepare_gateway(&programs.fieldgate, &source)?;
             }
             Contender::Broker => {
                 stage.far_port =
-                    sink::start(&certificates, arrivals.clone(), ack_after).await?.port();
+                    sink::start(Some(&certificates), arrivals.clone(), ack_after).await?.port();
                 let broker = mosquitto(dir, "local", &listener_lines(stage.broker))?;
                 stage.local.push(start(broker, dir, "local")?);
                 listens(stage.broker).await?;
@@ -333,7 +333,7 @@ fn listener_lines(address: SocketAddr) -> String {
     format!("listener {} {}\n", address.port(), address.ip())
 }
 
-fn start(mut command: Command, dir: &Path, name: &str) -> anyhow::Result<Process> {
+pub(crate) fn start(mut command: Command, dir: &Path, name: &str) -> anyhow::Result<Process> {
     let log = File::create(dir.join(format!("{name}.log")))?;
     let program = command.get_program().to_owned();
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -341,7 +341,7 @@ fn start(mut command: Command, dir: &Path, name: &str) -> anyhow::Result<Process
     Ok(Process(child))
 }
 
-fn succeed(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn succeed(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output().context(format!("{command:?}"))?;
     if !output.status.success() {
         bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -361,6 +361,6 @@ async fn listens(address: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// A port that was free a moment ago; mosquitto can't be asked which one it took.
-fn free_address() -> io::Result<SocketAddr> {
+pub(crate) fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }

@@ -4,7 +4,7 @@
 //! It prints and never fails for being slow. Contenders take turns, round by round, and the median
 //! of the rounds is shown, so that a busy machine hurts all alike. Only the processes on the
 //! board's side are metered, by /proc; the load and the sink run here. `tests/bench/run` builds
-//! what is measured and runs this.
+//! what is measured and runs this; `tests/bench/spool` does so for the spool's part.
 
 mod arrivals;
 mod contender;
@@ -12,6 +12,11 @@ mod devices;
 mod meter;
 mod report;
 mod sink;
+mod spool;
+mod spool_figures;
+mod spool_gateway;
+mod spool_medium;
+mod spool_storage;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,8 +32,15 @@ use arrivals::{Account, Arrivals};
 use contender::{Contender, Programs, Stage};
 use meter::Usage;
 
-/// Measures fieldgate beside a mosquitto bridge and prints a Markdown table
+/// Measures fieldgate and prints a Markdown table
 #[derive(Debug, Parser)]
+enum Benchmark {
+    Messages(Arguments),
+    Spool(spool::Arguments),
+}
+
+/// Measures fieldgate beside a mosquitto bridge and prints a Markdown table
+#[derive(Debug, clap::Args)]
 struct Arguments {
     /// The gateway to measure
     #[arg(long, value_name = "FILE")]
@@ -88,19 +100,17 @@ pub(crate) struct Phase {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::parse();
-    if arguments.only.is_empty() {
-        arguments.only = Contender::ALL.to_vec();
-    }
-    // Every device has an equal share.
-    arguments.messages = arguments.messages.next_multiple_of(devices::DEVICES);
+    let benchmark = Benchmark::parse();
     // A thread for the devices and one for the sink, as two machines would have.
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the event loop can't be made")
-        .and_then(|runtime| runtime.block_on(run(&arguments)));
+        .and_then(|runtime| match benchmark {
+            Benchmark::Messages(arguments) => runtime.block_on(run(arguments)),
+            Benchmark::Spool(arguments) => runtime.block_on(spool::run(&arguments)),
+        });
     match outcome {
         Ok(table) => {
             println!("{table}");
@@ -113,20 +123,25 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments) -> anyhow::Result<String> {
+async fn run(mut arguments: Arguments) -> anyhow::Result<String> {
+    if arguments.only.is_empty() {
+        arguments.only = Contender::ALL.to_vec();
+    }
+    // Every device has an equal share.
+    arguments.messages = arguments.messages.next_multiple_of(devices::DEVICES);
     let programs = Programs { fieldgate: arguments.fieldgate.clone(), hub: arguments.hub.clone() };
     let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); arguments.only.len()];
     for round in 0..arguments.rounds.max(1) {
         for (contender, measured) in arguments.only.iter().zip(&mut rounds) {
             eprintln!("round {} of {}: {}", round + 1, arguments.rounds, contender.title());
             let dir = std::path::absolute(arguments.dir.join(contender.name()))?;
-            let figures = measure(*contender, &programs, &dir, arguments).await;
+            let figures = measure(*contender, &programs, &dir, &arguments).await;
             measured.push(figures.with_context(|| {
                 format!("{}, round {}; logs are in {}", contender.name(), round + 1, dir.display())
             })?);
         }
     }
-    report::table(arguments, &rounds)
+    report::table(&arguments, &rounds)
 }
 
 async fn measure(

@@ -52,6 +52,15 @@ pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     Ok(TICK * (field(14)? + field(15)?))
 }
 
+/// What the calling thread has run, in user space and in the kernel (Documentation/scheduler/
+/// sched-stats.rst): nanoseconds, brought up to date at each tick.
+pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
+    let file = "/proc/thread-self/schedstat";
+    let text = fs::read_to_string(file).context(file)?;
+    let nanos = text.split_whitespace().next().with_context(|| format!("{file} is empty"))?;
+    Ok(Duration::from_nanos(nanos.parse()?))
+}
+
 /// Resident memory now, and at its highest, in KiB.
 pub(crate) fn memory_kib(pid: u32) -> anyhow::Result<(u64, u64)> {
     let file = format!("/proc/{pid}/status");

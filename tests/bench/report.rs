@@ -77,7 +77,8 @@ pub(crate) fn table(arguments: &Arguments, rounds: &[Vec<Round>]) -> anyhow::Res
     writeln!(out, " |\n|---{}|", "|---:".repeat(rounds.len()))?;
     let bridge = arguments.only.iter().position(|contender| *contender == Contender::Bridge);
     for row in &ROWS {
-        let medians: Vec<_> = rounds.iter().map(|rounds| median(rounds, row.figure)).collect();
+        let figures = |rounds: &Vec<Round>| rounds.iter().filter_map(row.figure).collect();
+        let medians: Vec<_> = rounds.iter().map(|rounds| median(figures(rounds))).collect();
         let base = bridge.and_then(|at| medians[at]).filter(|base| *base > 0.0);
         write!(out, "| {}", row.name)?;
         for (at, figure) in medians.iter().enumerate() {
@@ -105,8 +106,8 @@ pub(crate) fn table(arguments: &Arguments, rounds: &[Vec<Round>]) -> anyhow::Res
     Ok(out)
 }
 
-fn median(rounds: &[Round], figure: Figure) -> Option<f64> {
-    let mut figures: Vec<f64> = rounds.iter().filter_map(figure).collect();
+/// `None` of none.
+pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_unstable_by(f64::total_cmp);
     let (low, high) = (figures.len().checked_sub(1)? / 2, figures.len() / 2);
     Some((figures[low] + figures[high]) / 2.0)
@@ -128,6 +129,18 @@ fn write_notes(out: &mut String, arguments: &Arguments) -> anyhow::Result<()> {
         arguments.seconds,
         arguments.messages,
     )?;
+    write_machine(out)?;
+    writeln!(
+        out,
+        " {}; {}.",
+        version(Command::new(&arguments.fieldgate).arg("--version")),
+        version(Command::new("mosquitto").arg("-h")),
+    )?;
+    Ok(())
+}
+
+/// What everything ran on, and how busy it was.
+pub(crate) fn write_machine(out: &mut String) -> anyhow::Result<()> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let cores = std::thread::available_parallelism()?;
@@ -136,15 +149,12 @@ fn write_notes(out: &mut String, arguments: &Arguments) -> anyhow::Result<()> {
     let memory_gib = memory_kib.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1048576.0;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    writeln!(
+    write!(
         out,
-        "Machine: {}, {cores} cores, {memory_gib:.1} GiB, Linux {}, load average at the end {}. \
-         {}; {}.",
+        "Machine: {}, {cores} cores, {memory_gib:.1} GiB, Linux {}, load average at the end {}.",
         model.map_or("unknown processor", |(_, model)| model),
         kernel.trim(),
         load.split_whitespace().take(3).collect::<Vec<_>>().join(" "),
-        version(Command::new(&arguments.fieldgate).arg("--version")),
-        version(Command::new("mosquitto").arg("-h")),
     )?;
     Ok(())
 }

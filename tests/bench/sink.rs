@@ -1,5 +1,5 @@
-//! The fast sink: a hub that takes everything and acknowledges at once, over TLS, so that what is
-//! measured is the gateway and not a store.
+//! The fast sink: a hub that takes everything and acknowledges at once, over TLS or without,
+//! so that what is measured is the gateway and not a store.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     time::{Instant, sleep_until},
 };
@@ -35,22 +36,22 @@ const WINDOW: Window = Window { records: 5000, bytes: 1 << 20 };
 /// Records that wait for their acknowledgement at most: well below what the devices have in flight.
 const MAX_HELD: usize = 250;
 
-/// Binds the sink to a free port and serves it in a task of its own. Acknowledgements wait for
-/// `ack_after`, to be one for many.
+/// Binds the sink to a free port and serves it in a task of its own; without certificates,
+/// without TLS. Acknowledgements wait for `ack_after`, to be one for many.
 pub(crate) async fn start(
-    certificates: &Path,
+    certificates: Option<&Path>,
     arrivals: Arrivals,
     ack_after: Duration,
 ) -> anyhow::Result<SocketAddr> {
-    let acceptor = acceptor(certificates).context("the sink's certificate")?;
+    let acceptor = certificates.map(acceptor).transpose().context("the sink's certificate")?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let session = serve(stream, acceptor.clone(), arrivals.clone(), ack_after);
+            let (acceptor, arrivals) = (acceptor.clone(), arrivals.clone());
             tokio::spawn(async move {
                 // A gateway that is stopped cuts the link: the end of every session.
-                session.await.ok();
+                accept(stream, acceptor, arrivals, ack_after).await.ok();
             });
         }
     });
@@ -68,14 +69,24 @@ fn acceptor(certificates: &Path) -> anyhow::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn serve(
+async fn accept(
     stream: TcpStream,
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     arrivals: Arrivals,
     ack_after: Duration,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let stream = tls.accept(stream).await?;
+    match tls {
+        Some(tls) => serve(tls.accept(stream).await?, arrivals, ack_after).await,
+        None => serve(stream, arrivals, ack_after).await,
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    arrivals: Arrivals,
+    ack_after: Duration,
+) -> anyhow::Result<()> {
     let mut socket = accept_hdr_async(stream, select_json).await?;
     let mut held = Held::default();
     loop {
