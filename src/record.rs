@@ -121,8 +121,8 @@ pub struct Packet {
     pub dup: bool,
 }
 
-/// The key of a session, the same at every start: of what it is a session (a broker's address, or the
-/// listener) and the client identifier.
+/// The key of a session, the same at every start: of what it is a session (a broker's address, or
+/// the listener) and the client identifier.
 pub fn session_key(of: &str, client_id: &str) -> u64 {
     // FNV-1a, 64 bits: small, fixed for all time, and nobody gains by a collision with another
     // device's session, for the packets would have to be the same too.

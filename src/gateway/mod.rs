@@ -86,13 +86,13 @@ pub struct Settings {
     pub disk_first: bool,
     /// How long a record may wait in memory.
     pub write_after: Duration,
-    /// Whether after an outage fresh records pass the backlog: from so many records on, for a smaller
-    /// one is gone in a moment anyway.
+    /// Whether after an outage fresh records pass the backlog: from so many records on, for a
+    /// smaller one is gone in a moment anyway.
     pub live_first: Option<u64>,
     /// Readings older than this are not sent any more.
     pub max_age: Option<Duration>,
-    /// How many publishes a source may have in flight: so many of each session are remembered, to know
-    /// them when they are sent again.
+    /// How many publishes a source may have in flight: so many of each session are remembered, to
+    /// know them when they are sent again.
     pub window: usize,
     /// The largest payload.
     pub max_record_bytes: usize,
@@ -282,8 +282,8 @@ struct Counters {
 }
 
 impl Gateway {
-    /// A gateway that has just started, with what the disk holds from before, or why it could not be
-    /// opened.
+    /// A gateway that has just started, with what the disk holds from before, or why it could not
+    /// be opened.
     pub fn new(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
         let mut random = Random::new(settings.seed);
         let mut lanes: Vec<Lane> = (settings.streams.iter().enumerate())

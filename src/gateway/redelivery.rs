@@ -1,12 +1,12 @@
-//! Publishes that a session sends again, after a crash of the gateway or a lost connection: those that
-//! are kept already are acknowledged and not kept twice.
+//! Publishes that a session sends again, after a crash of the gateway or a lost connection: those
+//! that are kept already are acknowledged and not kept twice.
 //!
-//! Only where it can't be mistaken. The session outlives its connections; its packet identifiers have
-//! only increased over its last 16 publishes or more, wrapping at 65535 alone; and what it sends again,
-//! first thing on a new connection and marked DUP, is an ordered run of the same identifiers and bytes
-//! as the last publishes that are kept, up to the very last. Until the run has got there nothing is
-//! decided and nothing acknowledged. A device that reuses identifiers and payloads may be doubled; a
-//! loss is never the price.
+//! Only where it can't be mistaken. The session outlives its connections; its packet identifiers
+//! have only increased over its last 16 publishes or more, wrapping at 65535 alone; and what it
+//! sends again, first thing on a new connection and marked DUP, is an ordered run of the same
+//! identifiers and bytes as the last publishes that are kept, up to the very last. Until the run
+//! has got there nothing is decided and nothing acknowledged. A device that reuses identifiers and
+//! payloads may be doubled; a loss is never the price.
 //!
 //! Must never take a publish for a known one that is not kept.
 

@@ -1,9 +1,9 @@
-//! Who takes how much: under pressure a device that floods is refused before its records push out those
-//! of others.
+//! Who takes how much: under pressure a device that floods is refused before its records push out
+//! those of others.
 //!
-//! What each device sent is counted in bytes and halved every ten minutes. Under pressure a device is
-//! over its share when it has sent more than four times what the others did on average. One that is
-//! alone never is. Bounded: of more than [`MAX_DEVICES`] devices the rest are counted as one.
+//! What each device sent is counted in bytes and halved every ten minutes. Under pressure a device
+//! is over its share when it has sent more than four times what the others did on average. One that
+//! is alone never is. Bounded: of more than [`MAX_DEVICES`] devices the rest are counted as one.
 
 use std::{
     collections::HashMap,

@@ -74,8 +74,9 @@ impl Gateway {
         self.settle(now);
     }
 
-    /// The disk could not be opened at the start, and now it is: what it holds from before goes first.
-    /// The hub has to hear of it, in a new `hello`. `streams`: as the spool knows them now.
+    /// The disk could not be opened at the start, and now it is: what it holds from before goes
+    /// first. The hub has to hear of it, in a new `hello`. `streams`: as the spool knows them
+    /// now.
     pub fn handle_opened(&mut self, now: Now, streams: Vec<StreamName>, held: Held<'_>) {
         self.disk.is_missing = false;
         self.note_disk(now, None);

@@ -165,8 +165,8 @@ impl Gateway {
         }
     }
 
-    /// Readings that were heard before this moment, in Unix milliseconds, are not sent any more; events
-    /// always are.
+    /// Readings that were heard before this moment, in Unix milliseconds, are not sent any more;
+    /// events always are.
     fn oldest_ms(&self, now: Now, index: usize) -> u64 {
         let max_age = self.settings.max_age.filter(|_| index != EVENTS && now.wall.synced);
         max_age.map_or(0, |age| {

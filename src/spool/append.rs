@@ -92,8 +92,8 @@ impl<D: Disk> Spool<D> {
         Ok(touched)
     }
 
-    /// Seals a full segment and begins the next, in a file that was used before if there is one; the
-    /// name is on the medium before anything in it counts.
+    /// Seals a full segment and begins the next, in a file that was used before if there is one;
+    /// the name is on the medium before anything in it counts.
     fn ensure_active(&mut self, index: usize, first: u64) -> io::Result<()> {
         let room = self.limits.segment_bytes;
         let full = |active: &Active<_>| active.len >= room || first - active.first >= SPAN;

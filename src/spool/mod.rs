@@ -25,8 +25,8 @@
 //! epoch is appended to, and each start begins one. Integers are little endian. Version 1:
 //!
 //! ```text
-//! segment    magic "FGSEG\0\0\1" (the last byte is the version), stream u32, epoch u64, first u64, acked u64, stale u64,
-//!            crc u32, then frames, then what is left of an earlier use, up to byte `stale`
+//! segment    magic "FGSEG\0\0\1" (the last byte is the version), stream u32, epoch u64,
+//!            first u64, acked u64, stale u64, crc u32, then frames, then what is left of an earlier use, up to byte `stale`
 //!            stream: CRC32C (RFC 3720, B.4) of its name
 //! frame      head u32: kind in the top 4 bits, body length, at most 1,310,720, in the others
 //!            crc u32: CRC32C over stream, epoch, seq, head, body
@@ -34,14 +34,15 @@
 //!            body
 //! kind 0     record: the bytes
 //! kind 1     mark: acked u64, everything up to which is trimmed; its seq is the next record's
-//! kind 2     record with its origin: session u64, order u32, packet identifier u16, digest u32, the bytes
+//! kind 2     record with its origin: session u64, order u32, packet identifier u16, digest u32,
+//!            the bytes
 //! ```
 //!
 //! `acked` in header and marks makes a hole in the numbers that was acknowledged look different
-//! from a loss. Stream, epoch and seq in every CRC make no other segment's bytes ever valid in this one,
-//! so that a file can be written again: that costs the medium a fraction of a new one, for neither
-//! its length nor its place has to be written. Origins are for `tails`: they tell after a crash
-//! which publishes are on disk that a device sends again.
+//! from a loss. Stream, epoch and seq in every CRC make no other segment's bytes ever valid in this
+//! one, so that a file can be written again: that costs the medium a fraction of a new one, for
+//! neither its length nor its place has to be written. Origins are for `tails`: they tell after a
+//! crash which publishes are on disk that a device sends again.
 //!
 //! # Recovery
 //!
@@ -54,9 +55,9 @@
 //!
 //! # Bounds
 //!
-//! `max_bytes` holds for all files of segments and spares. A segment counts as at least a 256th of a full
-//! one, so that their number is bounded too. At the bound, and when less than `min_free_bytes` of
-//! the medium is free, the oldest segment of the last stream is evicted as a durable skip.
+//! `max_bytes` holds for all files of segments and spares. A segment counts as at least a 256th of a
+//! full one, so that their number is bounded too. At the bound, and when less than `min_free_bytes`
+//! of the medium is free, the oldest segment of the last stream is evicted as a durable skip.
 //!
 //! # What is assumed of the medium
 //!

@@ -6,7 +6,7 @@
 //! fieldgate-positions 1
 //! epoch <stream> <ordinal> <epoch> <acked> <kept: one past the last>
 //! skip <from> <to> <reason>                            of the epoch above it
-//! session <key> <order>:<packet identifier>:<digest> …  the last publishes that are kept, see `tails`
+//! session <key> <order>:<packet identifier>:<digest> …  the last that are kept, see `tails`
 //! crc <CRC32C of all before this line, 8 hexadecimal digits>
 //! ```
 

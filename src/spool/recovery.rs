@@ -13,8 +13,8 @@ use super::{
     tails,
 };
 
-/// So many segments behind the last one are looked through for origins, at most: more than the largest
-/// group fills.
+/// So many segments behind the last one are looked through for origins, at most: more than the
+/// largest group fills.
 const MAX_LEARNT_SEGMENTS: usize = 8;
 
 /// Why the spool did not open.
@@ -323,8 +323,8 @@ impl Found {
         };
         let end = if is_cut_short { len } else { good.max(stale_bytes) };
         report.torn_bytes += len.saturating_sub(end);
-        // A medium that takes no write still opens: the tail is left alone, and what reads as good is
-        // still good.
+        // A medium that takes no write still opens: the tail is left alone, and what reads as good
+        // is still good.
         if len <= end || file.truncate(end).is_ok() {
             file.sync().ok();
         }
@@ -334,8 +334,8 @@ impl Found {
         Ok(())
     }
 
-    /// The last segments may have been begun by one group, and the end have come before the positions
-    /// told of it.
+    /// The last segments may have been begun by one group, and the end have come before the
+    /// positions told of it.
     fn learn_origins<D: Disk>(
         &mut self,
         disk: &D,

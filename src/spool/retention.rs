@@ -117,8 +117,8 @@ impl<D: Disk> Spool<D> {
         (self.limits.segment_bytes / MIN_SEGMENT_SHARE).max(segment::HEADER_BYTES as u64)
     }
 
-    /// The stream from `first` on whose oldest segment goes next: never one that the group under way is
-    /// in.
+    /// The stream from `first` on whose oldest segment goes next: never one that the group under
+    /// way is in.
     fn victim(&self, first: usize) -> Option<usize> {
         (first..self.streams.len()).rev().find(|index| {
             let logs = &self.streams[*index].logs;
@@ -127,8 +127,9 @@ impl<D: Disk> Spool<D> {
         })
     }
 
-    /// A file for a stream's next segment, from what was acknowledged or, where the medium is nearly
-    /// full, from what must go for it: as much as it may become. `None`: a new one may be made.
+    /// A file for a stream's next segment, from what was acknowledged or, where the medium is
+    /// nearly full, from what must go for it: as much as it may become. `None`: a new one may
+    /// be made.
     pub(super) fn take_spare(&mut self, stream: usize) -> io::Result<Option<String>> {
         let begun_with = self.bytes;
         loop {

@@ -13,8 +13,8 @@ const VERSION: u8 = 1;
 pub(super) const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 8 + 4;
 pub(super) const FRAME_BYTES: usize = 12;
 
-/// No body is longer: what claims to be is damage. More than the largest record that intake lets in,
-/// and little enough for the look past damage to stay near its place.
+/// No body is longer: what claims to be is damage. More than the largest record that intake lets
+/// in, and little enough for the look past damage to stay near its place.
 pub(super) const MAX_BODY_BYTES: usize = 1280 << 10;
 
 /// A segment's numbers span less than this.
@@ -34,8 +34,8 @@ pub(super) enum Frame {
     Mark { acked: u64 },
 }
 
-/// Which segment a byte is of. It is in each checksum, so that what an earlier use left in a file is
-/// never taken for its own.
+/// Which segment a byte is of. It is in each checksum, so that what an earlier use left in a file
+/// is never taken for its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Id {
     /// CRC32C of the stream's name.
@@ -289,8 +289,8 @@ impl Scan {
     }
 }
 
-/// The length of the frame that begins here, if these bytes can begin one. Says no to nearly all that
-/// are not one, before a checksum is made of what may be a megabyte.
+/// The length of the frame that begins here, if these bytes can begin one. Says no to nearly all
+/// that are not one, before a checksum is made of what may be a megabyte.
 fn plausible_len(rest: &[u8], mask: u32) -> Option<usize> {
     if rest.len() < FRAME_BYTES {
         return None;

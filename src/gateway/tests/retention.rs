@@ -1,5 +1,5 @@
-//! What is kept, passed, refused and let go of: the order after an outage, age, floods, no disk, and a
-//! great many starts.
+//! What is kept, passed, refused and let go of: the order after an outage, age, floods, no disk,
+//! and a great many starts.
 
 use super::{link::Bench, *};
 use crate::spool::Appended;
