@@ -55,9 +55,10 @@
 //!
 //! # Bounds
 //!
-//! `max_bytes` holds for all files of segments and spares. A segment counts as at least a 256th of a
-//! full one, so that their number is bounded too. At the bound, and when less than `min_free_bytes`
-//! of the medium is free, the oldest segment of the last stream is evicted as a durable skip.
+//! `max_bytes` holds for all files of segments and spares. A segment counts as at least a 256th of
+//! a full one, so that their number is bounded too. At the bound, and when less than
+//! `min_free_bytes` of the medium is free, the oldest segment of the last stream is evicted as a
+//! durable skip.
 //!
 //! # What is assumed of the medium
 //!
