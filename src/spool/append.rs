@@ -102,7 +102,7 @@ impl<D: Disk> Spool<D> {
         }
         self.streams[index].active = None;
         self.remove_unwanted()?;
-        let spare = self.take_spare()?;
+        let spare = self.take_spare(index)?;
         let smallest = self.smallest_segment();
         let Self { disk, streams, .. } = self;
         let stream = &mut streams[index];

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Disk, DiskFile as _, EpochLog, Limits, MAX_SPARES, Origin, READ_BYTES, Segment, Spare, Spool,
-    Stream, Tail,
+    Disk, DiskFile, EpochLog, Limits, MAX_SPARES, Origin, READ_ATTEMPTS, READ_BYTES, Segment,
+    Spare, Spool, Stream, Tail,
     positions::{self, Positions},
     segment::{self, Frame, HEADER_BYTES, Header, Id, Scan},
     tails,
@@ -178,7 +178,9 @@ impl Found {
             };
             let file = disk.open(&name)?;
             let file_bytes = file.length()?;
-            let header = segment::read_header(&file, Id::new(stream, epoch, first))?;
+            // What can't be read is damaged: it must not keep the rest from being sent.
+            let header = segment::read_header(&file, Id::new(stream, epoch, first));
+            let header = header.unwrap_or(Header::Damaged);
             if file_bytes < HEADER_BYTES as u64 || header == Header::Unbegun {
                 // The header is synced before anything in the file counts: the last one may never
                 // have been begun.
@@ -232,6 +234,18 @@ fn read_positions<D: Disk>(disk: &D) -> io::Result<Positions> {
     Ok(std::str::from_utf8(&bytes[..filled]).map_or(Positions::Damaged, positions::read))
 }
 
+/// A medium that fails once may not fail the next time.
+fn load_patiently(file: &impl DiskFile, id: Id, offset: u64) -> io::Result<Scan> {
+    let mut loaded = Scan::load(file, id, offset, READ_BYTES);
+    for _ in 1..READ_ATTEMPTS {
+        if loaded.is_ok() {
+            break;
+        }
+        loaded = Scan::load(file, id, offset, READ_BYTES);
+    }
+    loaded
+}
+
 impl Found {
     /// Scans the last segment: cuts a torn tail, turns damage before good frames into a skip.
     fn recover_log<D: Disk>(
@@ -259,8 +273,17 @@ impl Found {
         let mut reached = first;
         let mut offset = HEADER_BYTES as u64;
         let mut good = offset;
+        let mut is_cut_short = false;
         loop {
-            let mut scan = Scan::load(&file, id, offset, READ_BYTES)?;
+            let mut scan = match load_patiently(&file, id, offset) {
+                Ok(scan) => scan,
+                Err(error) => {
+                    let damage = format!("{name} can't be read from byte {offset} on: {error}");
+                    report.damage.push(damage);
+                    is_cut_short = true;
+                    break;
+                }
+            };
             let mut damaged = false;
             while let Some((seq, frame)) = scan.next_frame() {
                 damaged |= scan.damaged();
@@ -287,13 +310,18 @@ impl Found {
             }
             offset = scan.offset();
         }
+        if is_cut_short {
+            // How many follow can't be known; that there is a loss must be.
+            log.add_skip(reached, reached + 1, "damaged");
+            reached += 1;
+        }
         log.next = log.next.max(reached);
         let len = file.length()?;
-        let stale_bytes = match segment::read_header(&file, id)? {
-            Header::Good { stale_bytes, .. } => stale_bytes,
+        let stale_bytes = match segment::read_header(&file, id) {
+            Ok(Header::Good { stale_bytes, .. }) => stale_bytes,
             _ => 0,
         };
-        let end = good.max(stale_bytes);
+        let end = if is_cut_short { len } else { good.max(stale_bytes) };
         report.torn_bytes += len.saturating_sub(end);
         // A medium that takes no write still opens: the tail is left alone, and what reads as good is
         // still good.
@@ -318,8 +346,9 @@ impl Found {
         let file = disk.open(&segment::file_name(stream, log.ordinal, log.epoch, first))?;
         let mut offset = HEADER_BYTES as u64;
         loop {
-            let mut scan =
-                Scan::load(&file, Id::new(stream, log.epoch, first), offset, READ_BYTES)?;
+            // What can't be read is not known, and kept if it comes again.
+            let id = Id::new(stream, log.epoch, first);
+            let Ok(mut scan) = Scan::load(&file, id, offset, READ_BYTES) else { return Ok(()) };
             while let Some((_, frame)) = scan.next_frame() {
                 if let Frame::Record(Some(origin), _) = frame {
                     self.origins.push(origin);

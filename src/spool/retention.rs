@@ -90,7 +90,7 @@ impl<D: Disk> Spool<D> {
                 if held + wanted + self.smallest_segment() <= limit {
                     break;
                 }
-                let victim = if events { (held > 0).then_some(0) } else { self.victim() };
+                let victim = if events { (held > 0).then_some(0) } else { self.victim(1) };
                 let Some(victim) = victim else { break };
                 self.evict_oldest(victim)?;
             }
@@ -117,18 +117,20 @@ impl<D: Disk> Spool<D> {
         (self.limits.segment_bytes / MIN_SEGMENT_SHARE).max(segment::HEADER_BYTES as u64)
     }
 
-    /// The stream whose oldest segment goes next: never one that the group under way is in.
-    fn victim(&self) -> Option<usize> {
-        (0..self.streams.len()).rev().find(|index| {
+    /// The stream from `first` on whose oldest segment goes next: never one that the group under way is
+    /// in.
+    fn victim(&self, first: usize) -> Option<usize> {
+        (first..self.streams.len()).rev().find(|index| {
             let logs = &self.streams[*index].logs;
             let oldest = logs.iter().find_map(|log| Some((log.segments.front()?, log.kept)));
             oldest.is_some_and(|(segment, kept)| segment.next <= kept)
         })
     }
 
-    /// A file for the next segment, from what was acknowledged or, where the medium is nearly full,
-    /// from what must go for it. `None`: a new one may be made.
-    pub(super) fn take_spare(&mut self) -> io::Result<Option<String>> {
+    /// A file for a stream's next segment, from what was acknowledged or, where the medium is nearly
+    /// full, from what must go for it: as much as it may become. `None`: a new one may be made.
+    pub(super) fn take_spare(&mut self, stream: usize) -> io::Result<Option<String>> {
+        let begun_with = self.bytes;
         loop {
             if let Some(spare) = self.spares.pop() {
                 return Ok(Some(spare.name));
@@ -138,7 +140,11 @@ impl<D: Disk> Spool<D> {
             if free >= self.limits.min_free_bytes.saturating_add(self.limits.segment_bytes) {
                 return Ok(None);
             }
-            let Some(victim) = self.victim().filter(|_| self.max_spares() > 0) else {
+            if begun_with - self.bytes >= self.limits.segment_bytes {
+                return Ok(None);
+            }
+            // Events are few, and go for nothing but events.
+            let Some(victim) = self.victim(stream.min(1)) else {
                 let (free, floor) = (free >> 20, self.limits.min_free_bytes >> 20);
                 let why =
                     format!("{free} MiB are free, and spool.min_free_bytes keeps {floor} MiB");

@@ -32,7 +32,7 @@ pub struct Habits {
     /// from the last one sent again.
     pub is_forgetful: bool,
     /// Bytes that make each payload longer.
-    pub filler_bytes: usize,
+    pub padding_bytes: usize,
 }
 
 /// A device that publishes `{"n":1}`, `{"n":2}`, … at a steady rate, keeps what is not
@@ -211,7 +211,7 @@ impl Work {
     fn publish(&self, mqtt: &mut Mqtt, sent: Sent, dup: bool) -> io::Result<()> {
         let topic = format!("devices/{}/telemetry", self.device);
         let n = if self.habits.is_forgetful { 1 } else { sent.n };
-        let payload = reading(n, self.habits.filler_bytes).to_string();
+        let payload = reading(n, self.habits.padding_bytes).to_string();
         mqtt.publish(&topic, sent.packet_id, dup, payload.as_bytes())
     }
 }
@@ -235,17 +235,17 @@ impl Default for Habits {
             count: 100,
             first_packet_id: 1,
             is_forgetful: false,
-            filler_bytes: 0,
+            padding_bytes: 0,
         }
     }
 }
 
 /// The payload of reading `n`.
-fn reading(n: u64, filler_bytes: usize) -> Value {
+fn reading(n: u64, padding_bytes: usize) -> Value {
     let mut reading =
         json!({ "n": n, "temperature": 20.0 + (n % 50) as f64 / 10.0, "state": "running" });
-    if filler_bytes > 0 {
-        reading["filler"] = "x".repeat(filler_bytes).into();
+    if padding_bytes > 0 {
+        reading["padding"] = "x".repeat(padding_bytes).into();
     }
     reading
 }

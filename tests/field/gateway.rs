@@ -121,6 +121,16 @@ impl Gateway {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The most memory that it had resident since its start, in KiB; an emulator's own included.
+    pub fn peak_resident_kib(&self) -> u64 {
+        let id = self.process.as_ref().expect("the gateway runs").id();
+        let path = format!("/proc/{id}/status");
+        let status = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse().ok());
+        kib.unwrap_or_else(|| panic!("{path}: no VmHWM in {status}"))
+    }
+
     /// `fieldgate status --json`, if it answers.
     pub fn status(&self) -> Option<Value> {
         let mut command = binary();
@@ -161,10 +171,6 @@ impl Gateway {
 pub fn run_command(config: &Path) -> Command {
     let mut command = binary();
     command.args(["run", "--config"]).arg(config);
-    // What the surroundings have set is not the scenario's.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FIELDGATE_")) {
-        command.env_remove(name);
-    }
     for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(name);
     }
@@ -172,6 +178,18 @@ pub fn run_command(config: &Path) -> Command {
     command
 }
 
+/// The gateway that was built along with the scenarios; or what `FIELDGATE_BIN` names, run by the
+/// words of `FIELDGATE_RUNNER`: an emulator, where the program is for another processor.
 fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_fieldgate"))
+    let program = std::env::var("FIELDGATE_BIN");
+    let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_fieldgate").into());
+    let runner = std::env::var("FIELDGATE_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace().chain([program.as_str()]);
+    let mut command = Command::new(words.next().expect("there is a program at least"));
+    command.args(words);
+    // What the surroundings have set is not the scenario's.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FIELDGATE_")) {
+        command.env_remove(name);
+    }
+    command
 }

@@ -10,6 +10,7 @@ mod field;
 
 mod autobahn;
 mod bad_input;
+mod board;
 mod commands;
 mod delivery;
 mod framing;

@@ -192,7 +192,7 @@ fn after_an_outage(order: &str) -> (Vec<Row>, Vec<Row>) {
     setup.uplink = setup.uplink.replace(&format!(":{}/", hub.port), &format!(":{port}/"));
     setup.spool += &format!("\norder = \"{order}\"");
     let gateway = Gateway::started(&field, &setup);
-    let habits = Habits { per_second: 1000, count: 2000, filler_bytes: 100, ..Habits::default() };
+    let habits = Habits { per_second: 1000, count: 2000, padding_bytes: 100, ..Habits::default() };
     let start = |n| Publisher::with(gateway.port, &format!("meter-{n}"), habits.clone());
     let mut publishers: Vec<Publisher> = (0..10).map(start).collect();
     let is_done = |publishers: &[Publisher]| publishers.iter().all(Publisher::done).then_some(());
@@ -216,7 +216,7 @@ fn a_flooding_device_pushes_out_its_own_records_and_is_refused_before_it_costs_i
     setup.spool += "\nmax_bytes = \"8MiB\"";
     let gateway = Gateway::started(&field, &setup);
     let habits =
-        Habits { per_second: 5000, count: 100_000, filler_bytes: 4000, ..Habits::default() };
+        Habits { per_second: 5000, count: 100_000, padding_bytes: 4000, ..Habits::default() };
     let flood = Publisher::with(gateway.port, "flood", habits);
     eventually("the flood pushes its own oldest records out", PATIENCE, || {
         let status = gateway.status()?;

@@ -152,11 +152,10 @@ fn a_fault_in_a_value_says_what_to_write() {
         ),
         (
             "spool",
-            "order = 'live-first'",
-            "spool.order: \"live-first\" is not available in this version; remove it; the order is \
-             \"oldest-first\"",
+            "order = 'x'",
+            "spool.order: \"x\" is not known; write \"oldest-first\" or \"live-first\"",
         ),
-        ("spool", "order = 'x'", "spool.order: \"x\" is not known; write \"oldest-first\""),
+        ("spool", "max_age = '1s'", "spool.max_age: \"1s\" is out of bounds; write 1m to 87600h"),
         (
             "spool",
             "max_bytes = '1MiB'",
@@ -337,7 +336,8 @@ fn every_fault_is_told_with_its_line() {
          9: uplink.ack_timeout: an integer is not a duration; write ack_timeout = \"10s\"\n\
          10: x: there is no such table; there are gateway, uplink, spool, mqtt, listener, \
          telemetry, commands\n\
-         FIELDGATE_SPOOL__ORDER: spool.order: \"x\" is not known; write \"oldest-first\""
+         FIELDGATE_SPOOL__ORDER: spool.order: \"x\" is not known; write \"oldest-first\" or \
+         \"live-first\""
     );
     assert_eq!(
         faults("[mqtt]\nurl = 'mqtt://localhost'\n[listener]", &[]),

@@ -165,6 +165,8 @@ impl Commands {
             return self.handle_new(now, command, fingerprint);
         };
         let held = hub_n(&command);
+        let is_untold = (self.unreported.iter().chain(&self.reporting))
+            .any(|(status, _)| status.id == command.id);
         match &mut kept.last {
             _ if kept.fingerprint != fingerprint => {
                 let why = "this id is known with another content";
@@ -173,6 +175,8 @@ impl Commands {
                     status(&command.id, n, State::Rejected, Some(failure("conflict", why)));
                 self.out.push_back(Out::Report(status, Receipts::None));
             }
+            // The journal has yet to have its end, which is told when it has.
+            Some(last) if last.state.is_final() && is_untold => {}
             Some(last) if last.state.is_final() => {
                 last.n = last.n.max(held + 1);
                 self.out.push_back(Out::Report(last.clone(), Receipts::None));

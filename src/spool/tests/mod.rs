@@ -1,5 +1,6 @@
 //! The spool in a real directory; below, on a simulated disk.
 
+mod every_byte;
 mod model;
 mod seeds;
 
@@ -30,7 +31,7 @@ fn append(spool: &mut Spool<DirectoryDisk>, seqs: std::ops::Range<u64>) -> Vec<E
     spool.append(&entries).unwrap().evicted
 }
 
-fn read_all(spool: &mut Spool<DirectoryDisk>, epoch: u64) -> Vec<Item> {
+fn read_all<D: Disk>(spool: &mut Spool<D>, epoch: u64) -> Vec<Item> {
     let mut items = Vec::new();
     let mut from = 0;
     loop {
@@ -292,4 +293,18 @@ fn the_journal_keeps_the_last_value_of_a_key() {
     let entries = Vec::from_iter(again.entries());
     assert_eq!(entries.len(), 9);
     assert_eq!(entries[9 - 1], ("id-9", &Bytes::from_static(b"value 2999")));
+}
+
+#[test]
+fn a_last_segment_that_cannot_be_read_through_opens_and_says_that_something_is_lost() {
+    let disk = simulated::SimulatedDisk::new(1);
+    let (mut spool, _) = Spool::open(disk.clone(), &STREAMS, LIMITS, 7).unwrap();
+    spool.append(&Vec::from_iter((1..40).map(record))).unwrap();
+    drop(spool);
+    let name = segment::file_name("telemetry", 1, 7, 1);
+    disk.make_unreadable(&name, 0..4096);
+    let (mut spool, report) = Spool::open(disk, &STREAMS, LIMITS, 8).unwrap();
+    assert!(report.damage.iter().any(|damage| damage.contains("can't be read")), "{report:?}");
+    let (records, skipped) = numbers(&read_all(&mut spool, 7));
+    assert_eq!((records, skipped.len()), (Vec::new(), 1));
 }
