@@ -9,12 +9,13 @@ use crate::protocol::Epoch;
 /// More epochs at once than this are not opened: the backlog is then in the way until it is gone.
 const MAX_EPOCHS: usize = 64;
 
-/// So much of the backlog may be under way while fresh records are to pass it: on a thin line, what is
-/// under way is in their way.
+/// So much of the backlog may be under way while fresh records are to pass it: on a thin line, what
+/// is under way is in their way.
 const BACKLOG_WINDOW_BYTES: u64 = 128 * 1024;
 
 impl Lane {
-    /// Which epoch is sent from: the oldest, or with live-first the current one while it has anything.
+    /// Which epoch is sent from: the oldest, or with live-first the current one while it has
+    /// anything.
     pub(super) fn sending(&self) -> usize {
         let current = self.epochs.len() - 1;
         let state = &self.epochs[current];
@@ -35,8 +36,8 @@ impl Lane {
         if is_current && self.disk_first { self.synced.max(state.acked + 1) } else { state.next }
     }
 
-    /// A session begins: whether what waits on disk in the current epoch is to be passed by what comes
-    /// now.
+    /// A session begins: whether what waits on disk in the current epoch is to be passed by what
+    /// comes now.
     pub(super) fn consider_epoch(&mut self) {
         let backlog = self.synced.saturating_sub(self.last().acked + 1);
         let worth_passing = self.live_first.is_some_and(|least| backlog >= least);
@@ -55,8 +56,8 @@ impl Lane {
         self.wants_epoch && is_behind && self.sent_end.max(self.disk_end) <= self.synced
     }
 
-    /// From now on records are numbered in `epoch`; those that are neither on disk nor were ever sent
-    /// go over to it. Says from which place on.
+    /// From now on records are numbered in `epoch`; those that are neither on disk nor were ever
+    /// sent go over to it. Says from which place on.
     pub(in crate::gateway) fn begin_epoch(&mut self, epoch: Epoch) -> Place {
         let end = self.synced;
         let old = self.last().epoch;
