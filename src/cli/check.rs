@@ -11,8 +11,8 @@ use std::{
 
 use crate::{
     config::{
-        Commands, Config, ConfigError, Durability, Listener, Mqtt, Spool, Uplink, show_duration,
-        show_size,
+        Commands, Config, ConfigError, Durability, Listener, Mqtt, ProxyLogin, Spool, Uplink,
+        show_duration, show_size,
     },
     protocol::Mode,
 };
@@ -152,11 +152,13 @@ fn explain_uplink(uplink: &Uplink) -> Vec<String> {
         (None, None) => "nothing: the server must not ask who it is",
     };
     let mut lines = vec![
-        format!("Records go to {}, taken for {mode}.", uplink.url),
+        format!("Records go to {}, taken for {mode}.", explain_hubs(uplink)),
         format!("There it shows {by}."),
     ];
     lines.push(match &uplink.ca_file {
-        _ if !uplink.url.tls => "The connection stays on this machine and has no TLS.".into(),
+        _ if uplink.hubs.iter().all(|hub| !hub.url.tls) => {
+            "The connection stays on this machine and has no TLS.".into()
+        }
         Some(ca) => format!("The server's certificate must come from {}.", ca.display()),
         None => "The server's certificate must come from an authority the system trusts.".into(),
     });
@@ -166,10 +168,30 @@ fn explain_uplink(uplink: &Uplink) -> Vec<String> {
         show_duration(uplink.backoff.0),
         show_duration(uplink.backoff.1)
     ));
+    if let Some(name) = &uplink.bind_interface {
+        lines.push(format!("Every connection there leaves by the interface {name}."));
+    }
+    if uplink.hubs.len() > 1 {
+        lines.push(format!(
+            "After a failed attempt the next hub follows; {} after that the first is tried again.",
+            show_duration(uplink.return_after)
+        ));
+    }
     if uplink.plain_commands {
         lines.push("A plain server may send commands, too.".into());
     }
     lines
+}
+
+fn explain_hubs(uplink: &Uplink) -> String {
+    let hubs = uplink.hubs.iter().map(|hub| match &hub.proxy {
+        None => hub.url.to_string(),
+        Some(proxy) => {
+            let known = if proxy.login.is_some() { ", known there by a password" } else { "" };
+            format!("{} (through {proxy}{known})", hub.url)
+        }
+    });
+    hubs.collect::<Vec<_>>().join(", else to ")
 }
 
 fn explain_commands(commands: &Commands) -> Vec<String> {
@@ -221,6 +243,12 @@ fn credential_files(config: &Config) -> Vec<CredentialFile> {
         add("uplink.client_cert_file", pair.map(|pair| &pair.0), false);
         add("uplink.client_key_file", pair.map(|pair| &pair.1), true);
         add("uplink.token_file", uplink.token_file.as_ref(), true);
+        let proxy = uplink.hubs.iter().find_map(|hub| hub.proxy.as_ref());
+        if let Some(ProxyLogin::File { password_file, .. }) =
+            proxy.and_then(|proxy| proxy.login.as_ref())
+        {
+            add("uplink.proxy_password_file", Some(password_file), true);
+        }
     }
     if let Some(mqtt) = &config.mqtt {
         let pair = mqtt.client_cert.as_ref();

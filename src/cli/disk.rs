@@ -25,8 +25,11 @@ use crate::{
     },
 };
 
-/// The file that names the URL which answered with a valid `welcome`.
+/// The file that names the URLs which answered with a valid `welcome`, one in a line.
 pub(super) const MANAGED: &str = "managed-hub";
+
+/// How many of them are kept; at the bound the oldest goes.
+const MAX_MANAGED: usize = 32;
 
 /// How often a spool that can't be opened is tried again.
 const REOPEN: Duration = Duration::from_secs(5);
@@ -77,7 +80,7 @@ pub(super) struct Found {
     pub(super) ranges: Vec<HeldRange>,
     pub(super) tails: Vec<(u64, Tail)>,
     pub(super) journal: Vec<(String, Bytes)>,
-    pub(super) managed_url: Option<String>,
+    pub(super) managed_urls: Vec<String>,
     pub(super) report: Report,
 }
 
@@ -154,15 +157,18 @@ impl Opening {
         let (spool, report) = Spool::open(disk, &names, self.limits, self.epoch.0)?;
         let journal = Journal::open(spool.disk())?;
         let entries = journal.entries().map(|(key, value)| (key.to_owned(), value.clone()));
+        let managed_urls = std::fs::read_to_string(self.directory.join(MANAGED));
+        let managed_urls = managed_urls.unwrap_or_default();
+        let managed_urls: Vec<String> = managed_urls.lines().map(str::to_owned).collect();
         let found = Found {
             streams: spool.streams().map(str::to_owned).collect(),
             ranges: spool.held(),
             tails: spool.tails().map(|(session, tail)| (session, tail.clone())).collect(),
             journal: entries.collect(),
-            managed_url: std::fs::read_to_string(self.directory.join(MANAGED)).ok(),
+            managed_urls: managed_urls.clone(),
             report,
         };
-        Ok((Store { spool, journal, appended_bytes: 0 }, found))
+        Ok((Store { spool, journal, appended_bytes: 0, managed_urls }, found))
     }
 
     fn explain(&self, error: &io::Error) -> String {
@@ -192,6 +198,7 @@ struct Store {
     spool: Spool<DirectoryDisk>,
     journal: Journal<std::fs::File>,
     appended_bytes: u64,
+    managed_urls: Vec<String>,
 }
 
 impl Worker {
@@ -223,9 +230,7 @@ impl Worker {
                     refuse(request, fault)
                 }
                 (Some(Job::RememberManaged(url)), Some(store)) => {
-                    if let Err(error) = store.spool.disk().replace(MANAGED, url.as_bytes()) {
-                        tracing::warn!(%error, "that the hub is managed could not be kept");
-                    }
+                    store.remember_managed(url);
                     None
                 }
                 (Some(Job::RememberManaged(_)), None) => None,
@@ -255,6 +260,16 @@ impl Worker {
 }
 
 impl Store {
+    fn remember_managed(&mut self, url: String) {
+        self.managed_urls.push(url);
+        let surplus = self.managed_urls.len().saturating_sub(MAX_MANAGED);
+        self.managed_urls.drain(..surplus);
+        let lines = self.managed_urls.join("\n");
+        if let Err(error) = self.spool.disk().replace(MANAGED, lines.as_bytes()) {
+            tracing::warn!(%error, "that the hub is managed could not be kept");
+        }
+    }
+
     fn handle(&mut self, request: DiskRequest, opening: &Opening) -> Option<Answer> {
         let explain = |error: io::Error| opening.explain(&error);
         match request {

@@ -4,32 +4,38 @@
 //! It decides nothing: every event becomes an input of the core, and every output of the core a
 //! request to a part.
 
+mod alarm;
+mod questions;
+
 use std::{
     collections::HashMap,
-    pin::Pin,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{Sleep, sleep_until, timeout_at},
+    task::JoinHandle,
+    time::timeout_at,
 };
+
+use alarm::Alarm;
 
 use super::{
     disk::{Answer, DiskThread, Job},
+    reload::Reload,
     run,
 };
 use crate::{
     gateway::{Ended, Gateway, Now, Output, Transmit},
     link::{self, Link},
     ops::{
-        control::{Ask, Question},
-        notify,
+        control::Question,
+        notify::{self, Watchdog},
     },
-    record::{Publish, Receipt, SourceId, Timestamp},
+    record::{Publish, SourceId, Timestamp},
     source::{self, Notice, PUBLISH_QUEUE},
     topic::Template,
 };
@@ -47,15 +53,21 @@ const STOP_CLOSE: Duration = Duration::from_millis(500);
 /// No system clock that was ever set is before this: 2026-01-01T00:00:00Z, in Unix milliseconds.
 const EARLIEST_MS: u64 = 1_767_225_600_000;
 
-/// Makes links: everything about the hub but the moment.
-pub(super) type Dialer = Box<dyn Fn(bool) -> Result<link::Target, String> + Send>;
+/// Makes links: everything about a hub, by its place in the configuration, but the moment.
+pub(super) type Dialer = Box<dyn Fn(usize, bool) -> Result<link::Target, String> + Send>;
 
 /// A running source.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) name: &'static str,
     pub(super) requests: mpsc::UnboundedSender<source::Request>,
-    pub(super) task: tokio::task::JoinHandle<()>,
+    pub(super) task: JoinHandle<()>,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
 /// All parts, and the core between them.
@@ -65,10 +77,14 @@ pub(super) struct Driver {
     pub(super) publishes: mpsc::Receiver<Publish>,
     pub(super) notices: mpsc::Receiver<Notice>,
     pub(super) questions: mpsc::Receiver<Question>,
+    /// Says when the board is on another network.
+    pub(super) network: mpsc::Receiver<()>,
     /// By their [`SourceId`].
     pub(super) sources: Vec<Source>,
     pub(super) dialer: Dialer,
-    pub(super) url: Option<String>,
+    /// The hubs' URLs.
+    pub(super) urls: Vec<String>,
+    pub(super) reload: Reload,
     /// The topic of `fieldgate send`.
     pub(super) send_topic: Option<Template>,
     pub(super) state: State,
@@ -86,7 +102,10 @@ pub(super) struct State {
     next_send: u64,
     /// Deliveries that went to one source after another, by token.
     tried: HashMap<u64, (source::Delivery, SourceId)>,
+    /// Whether the first hub can be reached, while a later one is connected.
+    probe: Option<JoinHandle<bool>>,
     told: String,
+    watchdog: Option<Watchdog>,
     alarm: Alarm,
 }
 
@@ -98,6 +117,9 @@ enum Event {
     Notice(Notice),
     Publish(Publish),
     Question(Question),
+    Probed(bool),
+    Network,
+    Reload,
     Timeout,
 }
 
@@ -107,12 +129,18 @@ impl Driver {
     /// # Errors
     /// The signals can't be listened to.
     pub(super) async fn run(mut self) -> std::io::Result<()> {
-        let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut signals = Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        };
+        self.state.watchdog = Watchdog::new(Instant::now());
         self.gateway.handle_timeout(now());
         notify::ready();
         loop {
             let waits_for_room = self.drain();
             self.tell();
+            self.feed_watchdog();
             match self.next(&mut signals, waits_for_room).await {
                 Event::Signal(name) => {
                     tracing::info!(signal = name, "stopping");
@@ -126,11 +154,14 @@ impl Driver {
         Ok(())
     }
 
-    async fn next(&mut self, signals: &mut (Signal, Signal), waits_for_room: bool) -> Event {
+    async fn next(&mut self, signals: &mut Signals, waits_for_room: bool) -> Event {
         let mut deadline = self.gateway.poll_timeout();
         if !self.gateway.is_drained() {
             let look = Instant::now() + PROGRESS_EVERY;
             deadline = Some(deadline.map_or(look, |at| at.min(look)));
+        }
+        if let Some(watchdog) = &self.state.watchdog {
+            deadline = Some(deadline.map_or(watchdog.due(), |at| at.min(watchdog.due())));
         }
         let has_room = self.gateway.has_room();
         let alarm = self.state.alarm.ring_by(deadline);
@@ -138,14 +169,17 @@ impl Driver {
         let requests = link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
         tokio::select! {
             biased;
-            _ = signals.0.recv() => Event::Signal("SIGTERM"),
-            _ = signals.1.recv() => Event::Signal("SIGINT"),
+            _ = signals.terminate.recv() => Event::Signal("SIGTERM"),
+            _ = signals.interrupt.recv() => Event::Signal("SIGINT"),
+            _ = signals.hangup.recv() => Event::Reload,
             Some(answer) = self.disk.answers.recv() => Event::Disk(answer),
             event = next_of(link), if link.is_some() => Event::Link(event),
             () = room(requests), if waits_for_room => Event::Room,
             Some(notice) = self.notices.recv() => Event::Notice(notice),
             Some(publish) = self.publishes.recv(), if has_room => Event::Publish(publish),
             Some(question) = self.questions.recv() => Event::Question(question),
+            Some(()) = self.network.recv() => Event::Network,
+            reachable = answer_of(&mut self.state.probe) => Event::Probed(reachable),
             () = alarm => Event::Timeout,
         }
     }
@@ -162,6 +196,10 @@ impl Driver {
                 self.take_publishes(now);
             }
             Event::Question((ask, reply)) => self.handle_question(now, ask, reply),
+            Event::Network => self.handle_network_change(now),
+            Event::Probed(reachable) => self.gateway.handle_probed(now, reachable),
+            // What came of it stands in the log.
+            Event::Reload => drop(self.reload()),
             Event::Timeout | Event::Room | Event::Signal(_) => {}
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
@@ -219,6 +257,16 @@ impl Driver {
             link::Down::Cut(error) => Ended::Cut(error),
         };
         self.gateway.handle_ended(now, &ended);
+    }
+
+    fn handle_network_change(&mut self, now: Now) {
+        tracing::info!("the network changed");
+        if let Some(address) = self.state.link.as_ref().and_then(Link::lost_address) {
+            self.state.link = None;
+            let why = format!("the board no longer has the address {address}");
+            self.gateway.handle_ended(now, &Ended::Lost(why));
+        }
+        self.gateway.handle_network_change(now);
     }
 
     fn handle_notice(&mut self, now: Now, notice: Notice) {
@@ -282,62 +330,6 @@ impl Driver {
         }
     }
 
-    fn handle_question(
-        &mut self,
-        now: Now,
-        ask: Ask,
-        reply: oneshot::Sender<Result<Value, String>>,
-    ) {
-        match ask {
-            Ask::Status {} => {
-                // Whoever asked may have gone.
-                reply.send(Ok(self.status(now))).ok();
-            }
-            Ask::Send { device, topic, payload } => {
-                let filled = |template: &Template| {
-                    template.fill("{device}", |name| (name == "device").then_some(device.as_str()))
-                };
-                let topic = match (topic, self.send_topic.as_ref().map(filled)) {
-                    (Some(topic), _) | (None, Some(Ok(topic))) => topic,
-                    _ => {
-                        let why = "the first [[telemetry]] topic can't be filled in; give --topic";
-                        reply.send(Err(why.into())).ok();
-                        return;
-                    }
-                };
-                let matches = |filter: &String| crate::topic::filter_matches(filter, &topic);
-                if !crate::topic::is_valid_name(&topic)
-                    || !self.gateway.interests().iter().any(matches)
-                {
-                    reply.send(Err(format!("no [[telemetry]] topic matches {topic:?}"))).ok();
-                    return;
-                }
-                let number = self.state.next_send;
-                self.state.next_send += 1;
-                self.state.sends.insert(number, reply);
-                let receipt = Some(Receipt { source: CONTROL, connection: 0, number });
-                let (payload, retained) = (payload.into(), false);
-                let publish =
-                    Publish { topic, payload, retained, source: CONTROL, receipt, packet: None };
-                self.gateway.handle_publish(now, publish);
-            }
-        }
-    }
-
-    fn status(&self, now: Now) -> Value {
-        let mut status = serde_json::to_value(self.gateway.snapshot(now)).expect("plain data");
-        let sources = self.sources.iter().enumerate().map(|(index, source)| {
-            let state = self.state.source_states.get(&SourceId(index as u8));
-            let (up, detail) = state.map_or((false, "starting"), |(up, detail)| (*up, detail));
-            json!({ "name": source.name, "up": up, "detail": detail })
-        });
-        status["version"] = env!("CARGO_PKG_VERSION").into();
-        status["uplink"]["url"] = self.url.clone().into();
-        status["sources"] = sources.collect();
-        status["spool"] = self.disk.wear.to_json(now.instant);
-        status
-    }
-
     fn note_progress(&mut self, now: Now) {
         let Some(link) = &self.state.link else { return };
         let sent = link.counters.sent.load(Relaxed);
@@ -397,7 +389,7 @@ impl Driver {
                 let delivery = source::Delivery { token, topic, payload };
                 self.deliver(first.unwrap_or(SourceId(0)), delivery);
             }
-            Output::Dial { managed } => match (self.dialer)(managed) {
+            Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
                     self.state.sent_bytes = 0;
                     self.state.link = Some(link::open(target));
@@ -405,10 +397,17 @@ impl Driver {
                 Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
             },
             Output::Hangup => self.state.link = None,
-            Output::RememberManaged => {
-                if let Some(url) = &self.url {
-                    self.disk.jobs.send(Job::RememberManaged(url.clone())).ok();
-                }
+            Output::Probe => {
+                let target = (self.dialer)(0, true);
+                self.state.probe = Some(tokio::spawn(async move {
+                    match target {
+                        Ok(target) => link::is_reachable(&target).await,
+                        Err(_) => false,
+                    }
+                }));
+            }
+            Output::RememberManaged { hub } => {
+                self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();
             }
         }
     }
@@ -420,6 +419,27 @@ impl Driver {
         if self.state.told != told {
             notify::status(told);
             self.state.told = told.into();
+        }
+    }
+
+    /// Takes over what can be taken over of a changed configuration, and says what.
+    ///
+    /// # Errors
+    /// The faults, which are logged as well; then nothing changes.
+    fn reload(&mut self) -> Result<Value, String> {
+        notify::reloading();
+        let outcome = self.reload.read();
+        notify::ready();
+        outcome.map(|(dialer, account)| {
+            self.dialer = dialer;
+            account
+        })
+    }
+
+    /// Whether the process may live on: whoever gets here did, the loop turns.
+    fn feed_watchdog(&mut self) {
+        if let Some(watchdog) = &mut self.state.watchdog {
+            watchdog.feed(Instant::now());
         }
     }
 
@@ -493,39 +513,18 @@ async fn next_of(link: &mut Option<Link>) -> Option<link::Event> {
     }
 }
 
+/// What a probe found. A probe that is lost found nothing.
+async fn answer_of(probe: &mut Option<JoinHandle<bool>>) -> bool {
+    let Some(task) = probe else { return std::future::pending().await };
+    let reachable = task.await.unwrap_or(false);
+    *probe = None;
+    reachable
+}
+
 async fn room(requests: Option<mpsc::Sender<link::Request>>) {
     match requests {
         // A closed queue counts as room: the link's last event comes next.
         Some(requests) => drop(requests.reserve().await),
         None => std::future::pending().await,
-    }
-}
-
-/// One timer for the whole run. The deadline moves on with every record, so that it is set anew
-/// only to ring earlier, or when it rang; ringing too early costs one look.
-#[derive(Debug, Default)]
-struct Alarm {
-    sleep: Option<Pin<Box<Sleep>>>,
-    at: Option<Instant>,
-}
-
-impl Alarm {
-    fn ring_by(&mut self, deadline: Option<Instant>) -> impl Future<Output = ()> + '_ {
-        if let Some(deadline) = deadline
-            && self.at.is_none_or(|at| deadline < at)
-        {
-            self.at = Some(deadline);
-            match &mut self.sleep {
-                Some(sleep) => sleep.as_mut().reset(deadline.into()),
-                None => self.sleep = Some(Box::pin(sleep_until(deadline.into()))),
-            }
-        }
-        async {
-            match &mut self.sleep {
-                Some(sleep) if self.at.is_some() => sleep.as_mut().await,
-                _ => std::future::pending().await,
-            }
-            self.at = None;
-        }
     }
 }

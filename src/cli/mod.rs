@@ -6,6 +6,7 @@ mod demo;
 mod disk;
 mod driver;
 mod exposition;
+mod reload;
 mod run;
 mod send;
 mod spool;
@@ -14,7 +15,7 @@ mod wear;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     config::{Config, ConfigError},
@@ -86,6 +87,14 @@ enum Command {
     /// What the spool holds: look at it, check it, take it out, let go of it
     #[command(subcommand)]
     Spool(spool::Command),
+    /// Have a running gateway read its configuration and certificates anew
+    Reload {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Wait for what comes of it, and fail if the gateway can't use what it read
+        #[arg(long)]
+        wait: bool,
+    },
     /// Show both sides at work on this machine: hub, gateway, three devices, a cut link, a command
     #[cfg(feature = "demo")]
     Demo {
@@ -107,6 +116,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// The command line's definition, for its manual and its completions.
+pub fn definition() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the command line `arguments`, the program's name first.
@@ -146,6 +160,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             with_config(&file.config, |config| send::send(config, device, topic, payload))
         }
         Command::Spool(command) => spool::spool(&command),
+        Command::Reload { file, wait } => {
+            with_config(&file.config, |config| reload::reload(config, wait))
+        }
         #[cfg(feature = "demo")]
         Command::Demo { r#for } => demo::demo(r#for),
         #[cfg(feature = "demo")]

@@ -8,11 +8,12 @@ use tokio::sync::mpsc;
 use super::{
     disk::{self, Found, Opening},
     driver::{self, Driver, Source, State},
+    reload::Reload,
 };
 use crate::{
-    config::{self, Config, ConfigError, Durability},
+    config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, Token},
+    identity::{self, IdentityError, Token},
     link,
     ops::control,
     protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
@@ -67,18 +68,18 @@ pub(super) fn run(file: &Path) -> ExitCode {
 }
 
 /// What has to be right before anything starts: a fault here is one of the configuration.
-struct Parts {
+pub(super) struct Parts {
     id: String,
-    uplink_tls: Option<Arc<rustls::ClientConfig>>,
+    pub(super) uplink_tls: Option<Arc<rustls::ClientConfig>>,
     mqtt_tls: Option<Arc<rustls::ClientConfig>>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-fn prepare(config: &Config) -> anyhow::Result<Parts> {
+pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
     let uplink = config.uplink.as_ref();
     let client_cert = uplink.and_then(|uplink| uplink.client_cert.as_ref());
     let uplink_tls = uplink
-        .filter(|uplink| uplink.url.tls)
+        .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
             let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
             identity::client_tls(uplink.ca_file.as_deref(), pair)
@@ -89,6 +90,10 @@ fn prepare(config: &Config) -> anyhow::Result<Parts> {
         // Read again at each attempt, so that a new token needs no restart; looked at now, so that
         // a fault shows now.
         Token::from_file(file).context("uplink.token_file")?;
+    }
+    for proxy in uplink.iter().flat_map(|uplink| &uplink.hubs).filter_map(|hub| hub.proxy.as_ref())
+    {
+        via(proxy).context("uplink.proxy_password_file")?;
     }
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
         .map(|mqtt| {
@@ -133,8 +138,8 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         }
     }
     let streams = found.as_ref().map_or(&streams, |found| &found.streams);
-    let managed_url = found.as_ref().ok().and_then(|found| found.managed_url.as_deref());
-    let settings = settings(&config, &parts, stream_names(streams)?, managed_url, epoch, seed);
+    let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
+    let settings = settings(&config, &parts, stream_names(streams)?, managed_urls, epoch, seed);
     let held = found.as_ref().map(Found::held).map_err(Clone::clone);
     let gateway = Gateway::new(driver::now(), settings, held);
     let interests = gateway.interests();
@@ -159,10 +164,15 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         let running = mqtt::start(mqtt, &parts.id, interests, parts.mqtt_tls, state_file, sink);
         sources.push(Source { name: "mqtt", requests: running.requests, task: running.task });
     }
-    let url = config.uplink.as_ref().map(|uplink| uplink.url.to_string());
+    let urls: Vec<String> = (config.uplink.iter())
+        .flat_map(|uplink| uplink.hubs.iter().map(|hub| hub.url.to_string()))
+        .collect();
     tracing::info!(
         gateway = parts.id,
-        url = url.as_deref().unwrap_or("none: records are kept until [uplink] url is set"),
+        url = match urls.as_slice() {
+            [] => "none: records are kept until [uplink] url is set".to_owned(),
+            urls => urls.join(", "),
+        },
         "fieldgate {} runs",
         env!("CARGO_PKG_VERSION")
     );
@@ -175,10 +185,12 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         publishes,
         notices,
         questions,
+        network: link::watch_network(),
         sources,
-        dialer: dialer(config.uplink, parts.uplink_tls),
-        url,
+        dialer: dialer(config.uplink.clone(), parts.uplink_tls),
+        urls,
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
+        reload: Reload::new(config),
         state: State::default(),
     };
     // As a task: a future that the runtime itself blocks on costs a system call more at each
@@ -208,7 +220,7 @@ fn settings(
     config: &Config,
     parts: &Parts,
     streams: Vec<StreamName>,
-    managed_url: Option<&str>,
+    managed_urls: &[String],
     epoch: Epoch,
     seed: u64,
 ) -> Settings {
@@ -228,11 +240,14 @@ fn settings(
     };
     let uplink = config.uplink.as_ref().map(|uplink| UplinkSettings {
         mode: uplink.protocol,
-        proven_managed: managed_url == Some(&uplink.url.to_string()),
+        proven_managed: (uplink.hubs.iter())
+            .map(|hub| managed_urls.contains(&hub.url.to_string()))
+            .collect(),
         ping_interval: uplink.ping_interval,
         ping_timeout: uplink.ping_timeout,
         ack_timeout: uplink.ack_timeout,
         backoff: uplink.backoff,
+        return_after: uplink.return_after,
         plain_commands: uplink.plain_commands,
     });
     Settings {
@@ -255,23 +270,41 @@ fn settings(
     }
 }
 
-fn dialer(
+pub(super) fn dialer(
     uplink: Option<config::Uplink>,
     tls: Option<Arc<rustls::ClientConfig>>,
 ) -> driver::Dialer {
-    Box::new(move |managed| {
+    Box::new(move |hub, managed| {
         let uplink = uplink.as_ref().ok_or("there is no [uplink] url")?;
+        let hub = &uplink.hubs[hub];
         let bearer = uplink.token_file.as_deref().map(Token::from_file).transpose();
+        let proxy = hub.proxy.as_ref().map(via).transpose();
         Ok(link::Target {
-            url: uplink.url.clone(),
+            url: hub.url.clone(),
             subprotocols: if managed { vec![SUBPROTOCOL_JSON.into()] } else { Vec::new() },
             bearer: bearer.map_err(|error| error.to_string())?,
             tls: tls.clone(),
             ca_file: uplink.ca_file.clone(),
+            proxy: proxy.map_err(|error| error.to_string())?,
+            bind_interface: uplink.bind_interface.clone(),
             connect_timeout: uplink.connect_timeout,
             max_message_bytes: DEFAULT_MESSAGE_BYTES,
         })
     })
+}
+
+/// The way through a proxy, its password read anew: a changed one needs no restart.
+fn via(proxy: &Proxy) -> Result<link::Via, IdentityError> {
+    let Proxy { kind, host, port, login } = proxy;
+    let credentials = match login {
+        Some(ProxyLogin::File { user, password_file }) => {
+            let password = identity::password(password_file)?;
+            Some(Credentials { user: user.clone(), password })
+        }
+        Some(ProxyLogin::Given(credentials)) => Some(credentials.clone()),
+        None => None,
+    };
+    Ok(link::Via { kind: *kind, host: host.clone(), port: *port, credentials })
 }
 
 /// Two numbers that no other start has.

@@ -8,19 +8,14 @@ use std::{
 };
 
 use super::{
-    Commands, Config, Durability, Gateway, HubUrl, Listener, ListenerTls, Mqtt, Spool, Telemetry,
-    Uplink,
+    Commands, Config, Durability, Gateway, Listener, ListenerTls, Mqtt, Spool, Telemetry,
     error::{Fault, Origin},
-    raw::{Raw, not_available},
+    raw::Raw,
     reader::{Places, Reader},
-    values::{address, broker_url, hub_url, is_loopback},
+    uplink::uplink,
+    values::{address, broker_url, is_loopback},
 };
-use crate::{
-    command::Allow,
-    protocol::{Mode, StreamName},
-    record::is_device_name,
-    topic::Template,
-};
+use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
 
 const MAX_LANES: usize = 16;
 const MAX_ALLOWED: usize = 1_000;
@@ -29,8 +24,6 @@ const MAX_ID_BYTES: usize = 128;
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 const MIN_SPOOL_BYTES: u64 = 8 << 20;
 const MAX_SPOOL_BYTES: u64 = 1 << 50;
-const MS_10: Duration = Duration::from_millis(10);
-const MS_100: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -38,7 +31,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec<Fault>) -> Config {
     let mut notes = Vec::new();
     let gateway = gateway(&mut Reader::of(raw, "gateway", places, faults), places);
-    let uplink = uplink(&mut Reader::of(raw, "uplink", places, faults));
+    let uplink = uplink(&mut Reader::of(raw, "uplink", places, faults), places);
     let spool = spool(&mut Reader::of(raw, "spool", places, faults), &mut notes);
     let mqtt = match raw.all("mqtt") {
         [] => None,
@@ -78,61 +71,6 @@ fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
     let given = places.environment.state_directory.clone();
     let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
     Gateway { id, state_dir: reader.path("state_dir").unwrap_or_else(default) }
-}
-
-fn uplink(reader: &mut Reader<'_>) -> Option<Uplink> {
-    let url = hub(reader);
-    let modes = [("managed", Mode::Managed), ("plain", Mode::Plain), ("auto", Mode::Auto)];
-    let protocol = reader.one_of("protocol", Mode::Auto, &modes);
-    if url.as_ref().is_some_and(|url| !url.tls) {
-        for key in ["ca_file", "client_cert_file", "client_key_file"] {
-            if reader.has(key) {
-                reader.fault(key, "a ws:// URL has no TLS; use wss:// or remove this key");
-            }
-        }
-    }
-    let backoff_min = reader.duration("backoff_min", SECOND / 2, MS_10..=HOUR);
-    let backoff_max = reader.duration("backoff_max", 60 * SECOND, MS_10..=24 * HOUR);
-    if backoff_max < backoff_min {
-        reader.fault("backoff_max", "it is shorter than backoff_min; write a longer one");
-    }
-    // The keys are checked without a url as well: a stand-in lets them be.
-    let stand_in = HubUrl { tls: true, host: String::new(), port: 443, path: "/".into() };
-    let uplink = Uplink {
-        url: url.clone().unwrap_or(stand_in),
-        protocol,
-        ca_file: reader.path("ca_file"),
-        client_cert: reader.paths("client_cert_file", "client_key_file"),
-        token_file: reader.path("token_file"),
-        ping_interval: reader.duration("ping_interval", 25 * SECOND, MS_100..=HOUR),
-        ping_timeout: reader.duration("ping_timeout", 10 * SECOND, MS_100..=HOUR),
-        ack_timeout: reader.duration("ack_timeout", 10 * SECOND, MS_100..=HOUR),
-        connect_timeout: reader.duration("connect_timeout", 10 * SECOND, MS_100..=HOUR),
-        backoff: (backoff_min, backoff_max),
-        plain_commands: reader.switch("plain_commands", false),
-    };
-    url.map(|_| uplink)
-}
-
-fn hub(reader: &mut Reader<'_>) -> Option<HubUrl> {
-    if !reader.is_list("url") {
-        return reader.parsed("url", hub_url);
-    }
-    let urls = reader.texts("url", MAX_LANES)?;
-    match urls.as_slice() {
-        [(origin, url)] => {
-            hub_url(url).map_err(|text| reader.fault_at(origin.clone(), "url", text)).ok()
-        }
-        [] => {
-            reader.fault("url", "the list is empty; write one URL");
-            None
-        }
-        _ => {
-            let what = not_available("uplink.url");
-            reader.fault("url", what.unwrap_or_default());
-            None
-        }
-    }
 }
 
 fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {

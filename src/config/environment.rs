@@ -3,7 +3,8 @@
 //! `FIELDGATE_UPLINK__URL` sets `uplink.url`: two underscores stand for the dot. The value is text
 //! as it is, or TOML where the key is no text: `FIELDGATE_SPOOL__LANES='["alarms"]'`.
 //! `FIELDGATE_TELEMETRY` is a whole list: `[{topic="a/{device}"}]`, and takes the place of the
-//! file's. Unknown names are errors, as in the file.
+//! file's. Unknown names are errors, as in the file. A proxy is taken from where every program
+//! looks for it (see `proxy`).
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -11,6 +12,7 @@ use toml::de::DeValue;
 
 use super::{
     error::{Fault, Origin},
+    proxy::ProxyEnvironment,
     raw::{Entry, Key, Raw, Section, Value, find_key, find_table},
 };
 
@@ -28,6 +30,8 @@ pub(super) struct Environment {
     pub(super) state_directory: Option<PathBuf>,
     /// `$CREDENTIALS_DIRECTORY`: where `LoadCredential=` of the unit put its files.
     pub(super) credentials_directory: Option<PathBuf>,
+    /// The proxy, for an uplink that names none.
+    pub(super) proxies: ProxyEnvironment,
 }
 
 impl Environment {
@@ -41,7 +45,7 @@ impl Environment {
                 }
                 "CREDENTIALS_DIRECTORY" => environment.credentials_directory = directory(&value),
                 _ if is_key(&name) => environment.keys.push((name, value)),
-                _ => {}
+                _ => _ = environment.proxies.take(&name, &value),
             }
         }
         environment.keys.sort();

@@ -9,8 +9,10 @@ mod checked;
 mod environment;
 mod error;
 mod nearest;
+mod proxy;
 mod raw;
 mod reader;
+mod uplink;
 mod values;
 
 #[cfg(test)]
@@ -24,6 +26,7 @@ use std::{
 };
 
 pub use error::ConfigError;
+pub use proxy::{Credentials, Proxy, ProxyKind, ProxyLogin};
 pub use values::{duration, show_duration, show_size};
 
 use self::{
@@ -196,8 +199,8 @@ pub struct Gateway {
 /// `[uplink]`
 #[derive(Debug, Clone)]
 pub struct Uplink {
-    /// The hub.
-    pub url: HubUrl,
+    /// The hubs, the preferred one first; at least one.
+    pub hubs: Vec<Hub>,
     /// Which mode of PROTOCOL.md section 1.
     pub protocol: Mode,
     /// Trust anchors; `None`: the system's.
@@ -212,12 +215,25 @@ pub struct Uplink {
     pub ping_timeout: Duration,
     /// How long an ack may take.
     pub ack_timeout: Duration,
-    /// How long DNS, TCP, TLS and upgrade may take, each.
+    /// The network interface that every connection is bound to.
+    pub bind_interface: Option<String>,
+    /// How long DNS, TCP, proxy, TLS and upgrade may take, each.
     pub connect_timeout: Duration,
     /// The first wait after a lost link, and the longest.
     pub backoff: (Duration, Duration),
+    /// After how long on a later hub the first is tried again.
+    pub return_after: Duration,
     /// Whether commands of a plain server are obeyed.
     pub plain_commands: bool,
+}
+
+/// A hub and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// The hub.
+    pub url: HubUrl,
+    /// The proxy on the way there.
+    pub proxy: Option<Proxy>,
 }
 
 /// A WebSocket URL, taken apart. It prints without its query, in which some servers want a secret.

@@ -64,12 +64,17 @@ pub(super) const TABLES: [Table; 7] = [
             key("client_cert_file", r#""gw.pem""#),
             key("client_key_file", r#""gw.key""#),
             key("token_file", r#""token""#),
+            key("proxy", r#""http://proxy.lan:3128""#),
+            key("proxy_user", r#""gw-7f3a""#),
+            key("proxy_password_file", r#""proxy-password""#),
+            key("bind_interface", r#""wwan0""#),
             key("ping_interval", r#""25s""#),
             key("ping_timeout", r#""10s""#),
             key("ack_timeout", r#""10s""#),
             key("connect_timeout", r#""10s""#),
             key("backoff_min", r#""500ms""#),
             key("backoff_max", r#""60s""#),
+            key("return_after", r#""10m""#),
             key("plain_commands", "false"),
         ],
     },
@@ -136,11 +141,10 @@ pub(super) const TABLES: [Table; 7] = [
 ];
 
 /// What the contract has and this version has not, and what to do instead. Refused rather than
-/// ignored: a gateway that only seems to use a proxy is worse than one that says that it can't.
-const NOT_AVAILABLE: [(&str, &str, &str); 5] = [
-    ("uplink.proxy", "a proxy", "remove it; the gateway connects to the hub directly"),
+/// ignored: a gateway that only seems to do as it is told is worse than one that says that it
+/// can't.
+const NOT_AVAILABLE: [(&str, &str, &str); 3] = [
     ("uplink.jwt", "signing tokens", "remove it; use token_file or a client certificate"),
-    ("uplink.url", "more than one URL", "keep one"),
     ("listener.users_file", "a file of users", "remove it; use tls_bind with client_ca_file"),
     ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
 ];

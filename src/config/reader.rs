@@ -81,6 +81,11 @@ impl<'a> Reader<'a> {
         self.faults.push(Fault { origin, key, text: text.into() });
     }
 
+    /// Adds a fault of something else that this table depends on.
+    pub(super) fn add(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
     /// Text, made into something.
     pub(super) fn parsed<T>(
         &mut self,

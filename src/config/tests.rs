@@ -59,7 +59,7 @@ fn the_least_that_works_is_one_source() {
 fn what_is_written_is_what_is_meant() {
     let config = load(
         "[gateway]\nid = 'gw-1'\nstate_dir = 'state'\n\
-         [uplink]\nurl = ['wss://hub:8443/v1/gateway']\n\
+         [uplink]\nurl = ['wss://hub:8443/v1/gateway', 'wss://b']\n\
          client_cert_file = 'gw.pem'\nclient_key_file = '/k'\n\
          [spool]\ndurability = 'disk'\nlanes = ['alarms']\nmax_bytes = 10000000\n\
          [mqtt]\nurl = 'mqtt://broker.lan'\nusername = 'u'\npassword_file = 'p'\n\
@@ -67,7 +67,8 @@ fn what_is_written_is_what_is_meant() {
          [commands]\nallow = ['plc-*/set_valve', 'hall/*/on']",
     );
     let uplink = config.uplink.unwrap();
-    assert_eq!(uplink.url.to_string(), "wss://hub:8443/v1/gateway");
+    let urls: Vec<String> = uplink.hubs.iter().map(|hub| hub.url.to_string()).collect();
+    assert_eq!(urls, ["wss://hub:8443/v1/gateway", "wss://b:443/"]);
     assert_eq!(uplink.client_cert, Some(("/etc/fieldgate/gw.pem".into(), "/k".into())));
     assert_eq!(config.gateway.state_dir, Path::new("/etc/fieldgate/state"));
     let lanes: Vec<&str> = config.spool.lanes.iter().map(StreamName::as_str).collect();
@@ -79,6 +80,30 @@ fn what_is_written_is_what_is_meant() {
     assert!(permits("plc-01", "set_valve") && permits("plc-", "set_valve"));
     assert!(!permits("plc-01", "set_valve2") && !permits("x-plc-01", "set_valve"));
     assert!(permits("hall/lamp", "on") && !permits("hall", "on"));
+}
+
+#[test]
+fn a_hub_is_reached_through_the_files_proxy_else_the_environments() {
+    let env = [("HTTPS_PROXY", "http://u:p@env:1"), ("NO_PROXY", "near.lan")];
+    let proxies = |text: &str| -> Vec<String> {
+        let uplink = load_with(&format!("[listener]\n[uplink]\n{text}"), &env).unwrap().uplink;
+        let hubs = uplink.unwrap().hubs.into_iter();
+        hubs.map(|hub| hub.proxy.map_or("none".into(), |proxy| format!("{proxy:?}"))).collect()
+    };
+    let both = "url = ['wss://far.lan', 'wss://near.lan']\n";
+    let [far, near] = &proxies(both)[..] else { panic!("two hubs") };
+    assert!(far.contains("env") && far.contains("hidden") && near == "none", "{far} {near}");
+    assert_eq!(proxies(&format!("{both}proxy = 'none'")), ["none", "none"]);
+    let file = "proxy = 'socks5://p.lan'\nproxy_user = 'u'\nproxy_password_file = 'w'";
+    for shown in proxies(&format!("{both}{file}")) {
+        assert!(shown.contains("p.lan") && shown.contains("/etc/fieldgate/w"), "{shown}");
+    }
+    let bad = [("https_proxy", "ftp://u:s3cret@env")];
+    assert_eq!(
+        faults("[listener]\n[uplink]\nurl = 'wss://far.lan'", &bad),
+        "https_proxy: this is no URL of an http:// or socks5:// proxy; write one such as \
+         http://proxy.lan:3128, with / and @ in a password as %2F and %40"
+    );
 }
 
 #[test]
@@ -102,7 +127,7 @@ fn the_environment_sets_any_key() {
     )
     .unwrap();
     let uplink = config.uplink.unwrap();
-    assert_eq!(uplink.url.host, "from-the-environment");
+    assert_eq!(uplink.hubs[0].url.host, "from-the-environment");
     let token = Path::new("/run/credentials/fieldgate.service/cred_token");
     assert_eq!(uplink.token_file.as_deref(), Some(token));
     assert_eq!(config.gateway.id.as_deref(), Some("007"));

@@ -133,7 +133,11 @@ pub(super) fn is_loopback(host: &str) -> bool {
 
 /// The scheme in lower case and what follows `://`. Refuses credentials, and never repeats a URL
 /// that has them.
-fn scheme<'a>(text: &'a str, such_as: &str, instead: &str) -> Result<(String, &'a str), String> {
+pub(super) fn scheme<'a>(
+    text: &'a str,
+    such_as: &str,
+    instead: &str,
+) -> Result<(String, &'a str), String> {
     let authority_of = |rest: &'a str| rest.split(['/', '?', '#']).next().unwrap_or(rest);
     match text.split_once("://") {
         Some((_, rest)) if authority_of(rest).contains('@') => {
@@ -145,7 +149,7 @@ fn scheme<'a>(text: &'a str, such_as: &str, instead: &str) -> Result<(String, &'
     }
 }
 
-fn host_and_port(authority: &str, default_port: u16) -> Result<(String, u16), String> {
+pub(super) fn host_and_port(authority: &str, default_port: u16) -> Result<(String, u16), String> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, port) = rest
             .split_once(']')

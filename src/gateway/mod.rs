@@ -15,6 +15,7 @@
 //! a command twice.
 
 mod commands;
+mod hubs;
 mod intake;
 mod lane;
 mod random;
@@ -134,13 +135,20 @@ pub enum Output {
     },
     /// Make a link.
     Dial {
+        /// Which hub, by its place in the settings.
+        hub: usize,
         /// Whether to offer the managed subprotocols.
         managed: bool,
     },
     /// Drop the link at once.
     Hangup,
-    /// This URL answered with a valid `welcome`: remember it over restarts.
-    RememberManaged,
+    /// See whether the first hub can be reached, beside the link that lives; answered by probed.
+    Probe,
+    /// This hub's URL answered with a valid `welcome`: remember it over restarts.
+    RememberManaged {
+        /// Which hub, by its place in the settings.
+        hub: usize,
+    },
 }
 
 /// Work for the disk thread.
@@ -339,6 +347,11 @@ impl Gateway {
     /// Whether records can go to the hub.
     pub fn is_live(&self) -> bool {
         self.uplink.as_ref().is_some_and(|uplink| uplink.session().is_some())
+    }
+
+    /// The hub that is connected or next, by its place in the settings.
+    pub fn hub(&self) -> usize {
+        self.uplink.as_ref().map_or(0, |uplink| uplink.hubs.current())
     }
 
     /// Nothing is under way at the hub that it has yet to acknowledge.

@@ -118,6 +118,22 @@ impl Gateway {
         self.settle(now);
     }
 
+    /// An address or a default route came or went.
+    pub fn handle_network_change(&mut self, now: Now) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.handle_network_change(now);
+        }
+        self.settle(now);
+    }
+
+    /// Whether the first hub can be reached, which [`Output::Probe`] asked.
+    pub fn handle_probed(&mut self, now: Now, reachable: bool) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.hubs.handle_asked(now.instant, reachable, uplink.settings.return_after);
+        }
+        self.settle(now);
+    }
+
     fn handle_heard(&mut self, now: Now) {
         let Some(uplink) = &mut self.uplink else { return };
         let interval = uplink.settings.ping_interval;
@@ -128,8 +144,8 @@ impl Gateway {
 
     fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
         let Some(uplink) = &mut self.uplink else { return };
-        if !uplink.settings.proven_managed {
-            self.outputs.push_back(Output::RememberManaged);
+        if !uplink.hubs.is_proven_managed() {
+            self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
         }
         let Welcome { session, hub, limits, streams, .. } = welcome;
         tracing::info!(hub, session, "the session with the hub is on");

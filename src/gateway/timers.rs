@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use super::{
     FORGET_EVERY, Gateway, Now, Output,
+    hubs::Home,
     lane::Lane,
     uplink::{Due, Phase, Then},
 };
+use crate::protocol::close;
 
 impl Gateway {
     /// When [`Gateway::handle_timeout`] is to be called next.
@@ -49,7 +51,7 @@ impl Gateway {
         match &mut uplink.phase {
             Phase::Waiting { until } if *until <= now.instant => {
                 let managed = uplink.dial();
-                self.outputs.push_back(Output::Dial { managed });
+                self.outputs.push_back(Output::Dial { hub: uplink.hubs.current(), managed });
             }
             Phase::Greeting { deadline } if *deadline <= now.instant => {
                 self.give_up_greeting(now, "none came within 5 s of hello");
@@ -70,9 +72,23 @@ impl Gateway {
                     self.outputs.push_back(Output::Hangup);
                     self.forget_session();
                 }
-                None => {}
+                None => self.handle_home_due(now),
             },
             _ => {}
+        }
+    }
+
+    /// On a later hub: is it time to see after the first, or to go back to it?
+    fn handle_home_due(&mut self, now: Now) {
+        let quiet = self.is_drained();
+        let Some(uplink) = &mut self.uplink else { return };
+        match uplink.hubs.home_due(now.instant, quiet) {
+            Some(Home::Ask) => self.outputs.push_back(Output::Probe),
+            Some(Home::Leave) => {
+                let why = "the first hub can be reached again".into();
+                self.close(now, close::NORMAL, Then::FirstHub, why);
+            }
+            None => {}
         }
     }
 

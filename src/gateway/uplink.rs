@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Now, random::Random};
+use super::{Now, hubs::Hubs, random::Random};
 use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, Position, close};
 
 /// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
@@ -32,8 +32,9 @@ const CLOSING: Duration = Duration::from_secs(1);
 pub struct UplinkSettings {
     /// Which modes may be used.
     pub mode: Mode,
-    /// Whether this URL ever answered with a valid `welcome`: then it stays managed.
-    pub proven_managed: bool,
+    /// For each hub, the preferred one first, whether its URL ever answered with a valid `welcome`:
+    /// then it stays managed.
+    pub proven_managed: Vec<bool>,
     /// A Ping is sent when nothing was received for so long.
     pub ping_interval: Duration,
     /// How long its Pong may take.
@@ -42,6 +43,8 @@ pub struct UplinkSettings {
     pub ack_timeout: Duration,
     /// The first wait after a lost link, and the longest.
     pub backoff: (Duration, Duration),
+    /// After how long on a later hub the first is tried again.
+    pub return_after: Duration,
     /// Whether commands of a plain server are obeyed.
     pub plain_commands: bool,
 }
@@ -67,17 +70,18 @@ pub enum Ended {
     },
     /// The connection broke.
     Cut(String),
+    /// This side of it is gone.
+    Lost(String),
 }
 
 #[derive(Debug)]
 pub(super) struct Uplink {
     pub(super) settings: UplinkSettings,
     pub(super) phase: Phase,
+    pub(super) hubs: Hubs,
     random: Random,
     /// How often the wait was doubled.
     doublings: u32,
-    /// This server was seen to be plain (mode auto).
-    plain_known: bool,
     /// The hub said when to come back.
     drain: Option<Drain>,
     token_retried: bool,
@@ -108,10 +112,28 @@ pub(super) enum Then {
     Plain,
     /// The back-off.
     BackOff,
-    /// The slowest back-off.
+    /// The next hub; after the last the back-off.
+    NextHub,
+    /// The next hub; this one is left alone for long.
     Slow,
+    /// The first hub, at once.
+    FirstHub,
     /// Nothing.
     Stop,
+}
+
+/// What is waited for before the next attempt.
+enum Wait {
+    /// Nothing: the same hub again.
+    Nothing,
+    /// The back-off, and the same hub again.
+    Same,
+    /// The back-off, or only the next hub.
+    BackOff,
+    /// This hub's time; the next hub need not wait for it.
+    Hub(Duration),
+    /// So long, whatever hub is next.
+    Every(Duration),
 }
 
 /// A live session.
@@ -137,11 +159,11 @@ pub(super) struct Session {
 impl Uplink {
     pub(super) fn new(now: Now, settings: UplinkSettings, seed: u64) -> Self {
         Self {
+            hubs: Hubs::new(&settings.proven_managed),
             settings,
             phase: Phase::Waiting { until: now.instant },
             random: Random::new(seed),
             doublings: 0,
-            plain_known: false,
             drain: None,
             token_retried: false,
             last_error: None,
@@ -161,7 +183,10 @@ impl Uplink {
         match &self.phase {
             Phase::Waiting { until } | Phase::Closing { until, .. } => Some(*until),
             Phase::Greeting { deadline } => Some(*deadline),
-            Phase::Live(session) => Some(session.deadline(&self.settings, oldest_flight)),
+            Phase::Live(session) => {
+                let deadline = session.deadline(&self.settings, oldest_flight);
+                Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
+            }
             Phase::Dialing { .. } | Phase::Stopped => None,
         }
     }
@@ -171,7 +196,7 @@ impl Uplink {
         let managed = match self.settings.mode {
             Mode::Managed => true,
             Mode::Plain => false,
-            Mode::Auto => self.settings.proven_managed || !self.plain_known,
+            Mode::Auto => self.hubs.is_proven_managed() || !self.hubs.is_plain_known(),
         };
         self.attempts += 1;
         self.phase = Phase::Dialing { managed };
@@ -202,17 +227,17 @@ impl Uplink {
         self.last_error = None;
         self.drain = None;
         self.token_retried = false;
-        if managed {
-            self.settings.proven_managed = true;
-        }
+        self.hubs.handle_live(now.instant, managed, self.settings.return_after);
     }
 
     /// The server gave no `welcome`. In mode auto it is taken to be plain.
     pub(super) fn handle_no_welcome(&mut self, now: Now, why: &str) -> Then {
         self.last_error = Some(format!("no welcome: {why}"));
-        let plain = self.settings.mode == Mode::Auto && !self.settings.proven_managed;
-        self.plain_known |= plain;
-        let then = if plain { Then::Plain } else { Then::BackOff };
+        let plain = self.may_be_plain();
+        if plain {
+            self.hubs.set_plain_known(true);
+        }
+        let then = if plain { Then::Plain } else { Then::NextHub };
         self.phase = Phase::Closing { until: now.instant + CLOSING, then };
         then
     }
@@ -230,64 +255,68 @@ impl Uplink {
 
     /// Our close was answered, or had its time.
     pub(super) fn after_close(&mut self, now: Now, then: Then) {
-        let wait = match then {
-            Then::Plain => Duration::ZERO,
-            Then::BackOff => self.backoff(),
-            Then::Slow => self.slow(),
+        let (wait, failed) = match then {
+            Then::Plain => (Wait::Nothing, false),
+            Then::BackOff => (Wait::BackOff, false),
+            Then::NextHub => (Wait::BackOff, true),
+            Then::Slow => (Wait::Hub(self.slow()), true),
+            Then::FirstHub => {
+                self.hubs.return_home();
+                (Wait::Nothing, false)
+            }
             Then::Stop => {
                 self.phase = Phase::Stopped;
                 return;
             }
         };
-        self.wait(now, wait);
+        self.wait(now, wait, failed);
     }
 
     /// The link ended, not by us. Says how long is waited.
     pub(super) fn handle_ended(&mut self, now: Now, ended: &Ended) -> Duration {
         self.note_stability(now);
+        let was_live = self.session().is_some();
         let was_greeting = matches!(self.phase, Phase::Greeting { .. });
         let was_plain_dial = matches!(self.phase, Phase::Dialing { managed: false });
         let was_managed_dial = matches!(self.phase, Phase::Dialing { managed: true });
         self.last_error = Some(ended.to_string());
-        let auto = self.settings.mode == Mode::Auto && !self.settings.proven_managed;
+        let auto = self.may_be_plain();
         let wait = match ended {
-            Ended::Closed { code, .. } => self.wait_after_close(now, *code, auto && was_greeting),
-            Ended::Cut(_) if auto && was_greeting => {
-                self.plain_known = true;
-                self.backoff()
+            Ended::Closed { code, .. } => self.wait_after_close(*code, auto && was_greeting),
+            Ended::Cut(_) if auto && was_greeting => self.plain_after_backoff(),
+            Ended::Http { status: 400, .. } if auto && was_managed_dial => {
+                self.plain_after_backoff()
             }
             Ended::Http { status, retry_after } => {
                 if was_plain_dial {
-                    self.plain_known = false;
-                } else if was_managed_dial && auto && *status == 400 {
-                    self.plain_known = true;
+                    self.hubs.set_plain_known(false);
                 }
                 match (status, retry_after) {
                     (429 | 503, Some(after)) => {
-                        (*after).min(MAX_RETRY_AFTER) + self.random.up_to(self.settings.backoff.0)
+                        let jitter = self.random.up_to(self.settings.backoff.0);
+                        Wait::Hub((*after).min(MAX_RETRY_AFTER) + jitter)
                     }
-                    (401 | 403 | 404, _) => self.slow(),
-                    _ => self.backoff(),
+                    (401 | 403 | 404, _) => Wait::Hub(self.slow()),
+                    _ => Wait::BackOff,
                 }
             }
-            Ended::Dial(_) | Ended::Cut(_) => {
-                self.wait_after_drain().unwrap_or_else(|| self.backoff())
-            }
+            Ended::Dial(_) | Ended::Cut(_) | Ended::Lost(_) => self.wait_after_drain(),
         };
-        self.wait(now, wait);
-        wait
+        self.wait(now, wait, !was_live)
     }
 
-    fn wait_after_close(&mut self, _now: Now, code: u16, plain_server: bool) -> Duration {
+    fn wait_after_close(&mut self, code: u16, plain_server: bool) -> Wait {
         match code {
-            close::POLICY | close::UNSUPPORTED => self.slow(),
+            close::POLICY | close::UNSUPPORTED => Wait::Hub(self.slow()),
             close::TOKEN_EXPIRED if !self.token_retried => {
                 self.token_retried = true;
-                Duration::ZERO
+                Wait::Nothing
             }
-            close::TOKEN_EXPIRED => self.slow(),
-            close::TAKEN_OVER => TAKEN_OVER + self.random.up_to(self.settings.backoff.1),
-            close::FINAL_FIRST..=close::FINAL_LAST => FINAL,
+            close::TOKEN_EXPIRED => Wait::Hub(self.slow()),
+            close::TAKEN_OVER => {
+                Wait::Every(TAKEN_OVER + self.random.up_to(self.settings.backoff.1))
+            }
+            close::FINAL_FIRST..=close::FINAL_LAST => Wait::Hub(FINAL),
             // A stock server that ends the connection over our `hello` says so with one of the
             // ordinary codes.
             _ if plain_server
@@ -295,17 +324,28 @@ impl Uplink {
                 && code != close::RESTART
                 && code != close::TRY_LATER =>
             {
-                self.plain_known = true;
-                self.backoff()
+                self.plain_after_backoff()
             }
-            _ => self.wait_after_drain().unwrap_or_else(|| self.backoff()),
+            _ => self.wait_after_drain(),
         }
     }
 
-    fn wait_after_drain(&mut self) -> Option<Duration> {
-        let drain = self.drain.take()?;
+    fn wait_after_drain(&mut self) -> Wait {
+        let Some(drain) = self.drain.take() else { return Wait::BackOff };
         let spread = self.random.up_to(Duration::from_millis(drain.spread_ms));
-        Some((Duration::from_millis(drain.retry_after_ms) + spread).min(MAX_RETRY_AFTER))
+        let wait = Duration::from_millis(drain.retry_after_ms) + spread;
+        Wait::Every(wait.min(MAX_RETRY_AFTER))
+    }
+
+    /// The server is no hub, but it is there: the next attempt is at the same one, in plain mode.
+    fn plain_after_backoff(&mut self) -> Wait {
+        self.hubs.set_plain_known(true);
+        Wait::Same
+    }
+
+    /// Whether the current server may yet turn out to be plain.
+    fn may_be_plain(&self) -> bool {
+        self.settings.mode == Mode::Auto && !self.hubs.is_proven_managed()
     }
 
     /// Full jitter: anything between nothing and the wait, which doubles up to the longest.
@@ -327,8 +367,47 @@ impl Uplink {
         }
     }
 
-    fn wait(&mut self, now: Now, wait: Duration) {
-        self.phase = Phase::Waiting { until: now.instant + wait };
+    /// Begins the wait and says how long it is. `failed`: the attempt did not lead to a session.
+    fn wait(&mut self, now: Now, wait: Wait, failed: bool) -> Duration {
+        let at = now.instant;
+        let until = match wait {
+            Wait::Nothing => at,
+            Wait::Every(time) => {
+                self.hubs.rest_all(at + time);
+                self.hubs.begin_round(at)
+            }
+            Wait::Same => at + self.backoff(),
+            Wait::BackOff if !failed => at + self.backoff(),
+            Wait::BackOff => self.next_hub(at),
+            Wait::Hub(time) => {
+                self.hubs.rest(at + time);
+                self.next_hub(at)
+            }
+        };
+        self.phase = Phase::Waiting { until };
+        until - at
+    }
+
+    /// When the next attempt is, after a failed one: soon, if it is at another hub of this round.
+    fn next_hub(&mut self, now: Instant) -> Instant {
+        if self.hubs.handle_failed(now) {
+            return now + self.random.up_to(self.settings.backoff.0);
+        }
+        let begins = if self.hubs.all_rest(now) { now } else { now + self.backoff() };
+        self.hubs.begin_round(begins)
+    }
+
+    /// The network is another one: a wait that is ours alone ends soon, a live link is asked
+    /// whether it lives. What a hub asked for holds.
+    pub(super) fn handle_network_change(&mut self, now: Now) {
+        let soon = now.instant + self.random.up_to(self.settings.backoff.0);
+        match &mut self.phase {
+            Phase::Waiting { until } if soon < *until => {
+                *until = self.hubs.begin_round(soon).min(*until);
+            }
+            Phase::Live(session) => session.probe(now.instant),
+            _ => {}
+        }
     }
 }
 
@@ -352,6 +431,11 @@ impl Session {
     /// Bytes left the socket.
     pub(super) fn handle_progress(&mut self, now: Instant) {
         self.progress = now;
+    }
+
+    /// Asks at once whether the link lives, unless it is being asked.
+    fn probe(&mut self, now: Instant) {
+        self.ping_at = self.ping_at.min(now);
     }
 
     fn deadline(&self, settings: &UplinkSettings, oldest_flight: Option<Instant>) -> Instant {
@@ -416,7 +500,7 @@ impl Session {
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Dial(error) | Self::Cut(error) => f.write_str(error),
+            Self::Dial(error) | Self::Cut(error) | Self::Lost(error) => f.write_str(error),
             Self::Http { status, .. } => {
                 let remedy = match status {
                     401 | 403 => {

@@ -36,4 +36,4 @@ mod uplink;
 mod view;
 pub mod watch;
 
-pub use cli::main_from;
+pub use cli::{definition, main_from};

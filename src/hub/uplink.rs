@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{
     self, Message,
+    error::ProtocolError,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
@@ -28,7 +29,7 @@ use super::{
     session::{Options, Output, Session},
     upgrade::{self, Socket},
 };
-use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX};
+use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX, close};
 
 /// How long a gateway may take to let one write through; its own reading never stops.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,6 +40,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// When a gateway is to come back after a restart of the hub, and over what time all of them
 /// spread.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// RFC 6455, section 7.4.1: what came is not UTF-8.
+const NOT_UTF8: u16 = 1007;
 
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
 
@@ -228,7 +232,10 @@ impl Driver {
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
             Some(Err(tungstenite::Error::Capacity(_))) => self.session.handle_oversize(),
-            Some(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
+            Some(Err(error)) => match broken_frame(&error) {
+                Some(code) => self.session.handle_broken_frame(code),
+                None => self.end = Some(End::Theirs(brief(&error))),
+            },
             None => self.end = Some(End::Theirs("the connection ended".into())),
         }
     }
@@ -345,6 +352,16 @@ impl Driver {
         // An error means that the store is down: a session there that nobody speaks for is replaced
         // by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
+    }
+}
+
+/// The close code for a frame that breaks RFC 6455; `None`: the connection broke.
+fn broken_frame(error: &tungstenite::Error) -> Option<u16> {
+    match error {
+        tungstenite::Error::Utf8(_) => Some(NOT_UTF8),
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(_) => Some(close::PROTOCOL_ERROR),
+        _ => None,
     }
 }
 

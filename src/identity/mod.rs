@@ -9,6 +9,7 @@ pub mod calendar;
 pub mod certificate;
 mod credential;
 mod name;
+mod password;
 mod token;
 mod trust;
 
@@ -18,6 +19,7 @@ pub use self::{
     certificate::Certificate,
     credential::effective_uid,
     name::{boot_id, gateway_id},
+    password::password,
     token::Token,
     trust::{client_tls, explain, server_tls},
 };

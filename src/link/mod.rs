@@ -1,27 +1,35 @@
 //! Northbound: one WebSocket connection to a hub, from the name to the closed socket.
 //!
-//! [`open`] starts a task that dials (DNS, TCP, TLS, upgrade, each with a deadline), then carries
-//! frames both ways until the connection ends. Reading never stops while writing: against an echo
-//! server a client that stops reading deadlocks (PROTOCOL.md, section 8).
+//! [`open`] starts a task that dials (DNS, TCP, proxy, TLS, upgrade, each with a deadline), then
+//! carries frames both ways until the connection ends. Reading never stops while writing: against
+//! an echo server a client that stops reading deadlocks (PROTOCOL.md, section 8).
 //!
 //! The link must never retry (the gateway decides when), never interpret a message, and never hold
 //! more than its queues: a full request queue is how the gateway learns that the network is slower
 //! than it is. A full event queue stops the reading, so whoever waits for room in the request queue
 //! must go on taking events meanwhile.
 
+mod connect;
 mod dial;
+mod network;
+mod proxy;
+mod race;
 mod socket;
 mod stream;
 mod upgrade;
 
 use std::{
+    io::ErrorKind,
+    net::IpAddr,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
+
+pub use self::{network::watch_network, proxy::Via};
 
 use crate::{config::HubUrl, identity::Token};
 
@@ -44,7 +52,12 @@ pub struct Target {
     pub tls: Option<Arc<ClientConfig>>,
     /// What `tls` trusts, named in errors; `None`: the system's store.
     pub ca_file: Option<PathBuf>,
-    /// How long DNS, TCP, TLS and upgrade may take, each.
+    /// The proxy on the way.
+    pub proxy: Option<Via>,
+    /// The network interface to be bound to. Lookups of names are the system's and go their own
+    /// way.
+    pub bind_interface: Option<String>,
+    /// How long DNS, TCP, proxy, TLS and upgrade may take, each.
     pub connect_timeout: Duration,
     /// A message of the server larger than this ends the connection (1009).
     pub max_message_bytes: usize,
@@ -60,6 +73,15 @@ pub fn open(target: Target) -> Link {
     Link { requests: request_sender, events: event_receiver, counters }
 }
 
+/// Whether `target` can be reached: DNS, TCP, proxy and TLS, and no further.
+pub async fn is_reachable(target: &Target) -> bool {
+    let reached = dial::reach(target, Arc::default()).await;
+    if let Err(down) = &reached {
+        tracing::debug!(url = %target.url, ?down, "not reachable");
+    }
+    reached.is_ok()
+}
+
 /// A live connection, or one being made. Dropping it ends the task and the socket at once, without
 /// a close frame: [`Request::Close`] and [`Event::Down`] come before that in an orderly end.
 #[derive(Debug)]
@@ -72,13 +94,26 @@ pub struct Link {
     pub counters: Arc<Counters>,
 }
 
-/// Bytes on the wire.
+impl Link {
+    /// The address that this side of the connection has, if the board no longer has it: then
+    /// nothing that the peer sends can arrive.
+    pub fn lost_address(&self) -> Option<IpAddr> {
+        let local = (*self.counters.local.get()?)?;
+        let bound = std::net::UdpSocket::bind((local, 0));
+        let lost = bound.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable);
+        lost.then_some(local)
+    }
+}
+
+/// What is known of the connection from outside its task.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Taken by the socket.
     pub sent: AtomicU64,
     /// Given by the socket.
     pub received: AtomicU64,
+    /// The address that this side has, once there is a connection.
+    pub(crate) local: OnceLock<Option<IpAddr>>,
 }
 
 /// What the link is asked to do.
@@ -129,7 +164,7 @@ pub enum Event {
 pub enum Down {
     /// It never came up. The text names the step, the thing and the remedy.
     Dial {
-        /// Which step: `DNS`, `TCP`, `TLS`, `upgrade`.
+        /// Which step: `DNS`, `TCP`, `proxy`, `TLS`, `upgrade`.
         step: &'static str,
         /// What went wrong.
         error: String,
@@ -195,6 +230,8 @@ mod tests {
             bearer: None,
             tls: None,
             ca_file: None,
+            proxy: None,
+            bind_interface: None,
             connect_timeout: Duration::from_secs(5),
             max_message_bytes: 64 * 1024,
         }

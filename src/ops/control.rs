@@ -1,4 +1,5 @@
-//! The control socket: how `fieldgate status` and `fieldgate send` reach a running gateway.
+//! The control socket: how `fieldgate status`, `send` and `reload` reach a running
+//! gateway.
 //!
 //! A Unix socket in the state directory, so that its permissions (0700) are the only ones needed.
 //! One JSON object in a line asks, one answers:
@@ -7,6 +8,7 @@
 //! {"status":{}}                                                        -> {"ok":{…}}
 //! {"send":{"device":"plc-01","topic":null,"payload":"{\"t\":1}"}}      -> {"ok":"safe"}
 //!                                                                      or {"error":"…"}
+//! {"reload":{"wait":true}}                           -> {"ok":{"changed":[…],"restart":[…]}}
 //! ```
 
 use std::{
@@ -51,6 +53,11 @@ pub enum Ask {
         topic: Option<String>,
         /// The payload.
         payload: String,
+    },
+    /// Read the configuration anew.
+    Reload {
+        /// Answer with what came of it, rather than at once.
+        wait: bool,
     },
 }
 

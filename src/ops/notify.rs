@@ -4,6 +4,8 @@
 //! Never an error: the service manager being hard of hearing is no reason to stop carrying records.
 //! Source: sd_notify(3).
 
+use std::time::{Duration, Instant};
+
 use sd_notify::NotifyState;
 
 /// The service works: `systemctl start` returns.
@@ -23,15 +25,44 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// The service is alive. To be told at least twice per [`watchdog_interval`].
-pub fn watchdog() {
-    tell(&[NotifyState::Watchdog]);
+/// The configuration is being read anew; [`ready`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        // Type=notify-reload tells this reload from an earlier one by the time.
+        Ok(at) => tell(&[NotifyState::Reloading, at]),
+        Err(error) => tracing::debug!(%error, "the monotonic clock can't be read"),
+    }
 }
 
-/// How long systemd waits for [`watchdog`] before it kills the service; `None` when it does not
-/// watch.
-pub fn watchdog_interval() -> Option<std::time::Duration> {
-    sd_notify::watchdog_enabled()
+/// systemd's watchdog over this process (WatchdogSec=).
+///
+/// To be fed by the event loop alone: a task or thread of its own would go on feeding while the
+/// loop hangs.
+#[derive(Debug)]
+pub struct Watchdog {
+    every: Duration,
+    due: Instant,
+}
+
+impl Watchdog {
+    /// `None` when systemd does not watch.
+    pub fn new(now: Instant) -> Option<Self> {
+        // Half of the time that it waits, as sd_watchdog_enabled(3) advises.
+        sd_notify::watchdog_enabled().map(|patience| Self { every: patience / 2, due: now })
+    }
+
+    /// When it is to be fed next.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Says that the service is alive, where that is due.
+    pub fn feed(&mut self, now: Instant) {
+        if now >= self.due {
+            tell(&[NotifyState::Watchdog]);
+            self.due = now + self.every;
+        }
+    }
 }
 
 fn tell(state: &[NotifyState<'_>]) {
@@ -48,7 +79,21 @@ mod tests {
     fn nobody_asking_is_no_error() {
         ready();
         status("two\nlines");
+        reloading();
         stopping();
-        watchdog();
+        assert!(Watchdog::new(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_when_due_and_then_half_its_patience_later() {
+        let start = Instant::now();
+        let every = Duration::from_secs(15);
+        let mut watchdog = Watchdog { every, due: start };
+        watchdog.feed(start);
+        assert_eq!(watchdog.due(), start + every);
+        watchdog.feed(start + every / 2);
+        assert_eq!(watchdog.due(), start + every, "it was not due");
+        watchdog.feed(start + 2 * every);
+        assert_eq!(watchdog.due(), start + 3 * every);
     }
 }

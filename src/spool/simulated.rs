@@ -36,9 +36,7 @@ pub(crate) struct SimulatedFile {
 /// What was asked of the disk so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Writes to files.
-    pub(crate) writes: u64,
-    /// Their bytes.
+    /// Bytes written to files.
     pub(crate) bytes: u64,
     /// Syncs of files and of the directory.
     pub(crate) syncs: u64,
@@ -52,6 +50,7 @@ struct Medium {
     synced: Names,
     changes: Vec<NameChange>,
     failing: Option<Failing>,
+    killed: bool,
     capacity: Option<u64>,
     read_only: bool,
     account: Account,
@@ -82,6 +81,7 @@ impl SimulatedDisk {
             synced: Names::new(),
             changes: Vec::new(),
             failing: None,
+            killed: false,
             capacity: None,
             read_only: false,
             account: Account::default(),
@@ -114,6 +114,7 @@ impl SimulatedDisk {
         medium.names = medium.synced.clone();
         medium.handles = Rc::new(());
         medium.failing = None;
+        medium.killed = false;
         medium.capacity = None;
         medium.read_only = false;
     }
@@ -123,10 +124,19 @@ impl SimulatedDisk {
         self.0.borrow_mut().failing = Some(Failing { after, times });
     }
 
+    /// The process is killed after so many operations: the disk takes nothing more of it, and
+    /// forgets nothing.
+    pub(crate) fn kill(&self, after: u32) {
+        let mut medium = self.0.borrow_mut();
+        medium.failing = Some(Failing { after, times: u32::MAX });
+        medium.killed = true;
+    }
+
     /// No operation fails any more.
     pub(crate) fn heal(&self) {
         let mut medium = self.0.borrow_mut();
         medium.failing = None;
+        medium.killed = false;
         medium.capacity = None;
         medium.read_only = false;
     }
@@ -145,6 +155,13 @@ impl SimulatedDisk {
     /// Reads of a part of a file fail from now on.
     pub(crate) fn make_unreadable(&self, name: &str, range: Range<u64>) {
         self.0.borrow().names[name].borrow_mut().unreadable.push(range);
+    }
+
+    /// Bits of a synced byte turn over.
+    pub(crate) fn flip(&self, name: &str, at: u64, bits: u8) {
+        let mut content = self.content(name);
+        content[at as usize] ^= bits;
+        self.put(name, &content);
     }
 
     /// Puts a file there as if it had been synced long ago.
@@ -167,7 +184,7 @@ impl SimulatedDisk {
         medium.names.iter().map(|(name, file)| (name.clone(), length(file))).collect()
     }
 
-    /// Writes, bytes and syncs since the disk was made.
+    /// Bytes and syncs since the disk was made.
     pub(crate) fn account(&self) -> Account {
         self.0.borrow().account
     }
@@ -320,7 +337,6 @@ impl DiskFile for SimulatedFile {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let spent = self.disk.spend();
         let medium = &mut *self.disk.0.borrow_mut();
-        medium.account.writes += 1;
         medium.account.bytes += bytes.len() as u64;
         let growth = (offset + bytes.len() as u64).saturating_sub(self.length()?);
         let lacking = match medium.capacity {
@@ -353,6 +369,7 @@ impl DiskFile for SimulatedFile {
         match &spent {
             Ok(()) => self.file.borrow_mut().sync(),
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+            Err(_) if medium.killed => {}
             Err(_) => self.file.borrow_mut().fail_to_sync(&mut medium.random),
         }
         spent

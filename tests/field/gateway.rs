@@ -165,6 +165,9 @@ pub fn run_command(config: &Path) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FIELDGATE_")) {
         command.env_remove(name);
     }
+    for name in ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        command.env_remove(name);
+    }
     command.env_remove("NOTIFY_SOCKET").env_remove("STATE_DIRECTORY");
     command
 }

@@ -13,8 +13,11 @@ pub mod hub;
 pub mod ledger;
 pub mod mount;
 pub mod mqtt;
+pub mod namespace;
 pub mod peer;
 pub mod process;
+pub mod proxy;
+pub mod relay;
 pub mod writer;
 
 use std::{

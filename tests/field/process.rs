@@ -101,6 +101,11 @@ impl Process {
         eventually(&what, within, || self.ended())
     }
 
+    /// The kernel's number for it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap_or_else(|e| panic!("{}: wait: {e}", self.name))
     }

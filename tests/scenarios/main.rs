@@ -8,11 +8,14 @@
 #[path = "../field/mod.rs"]
 mod field;
 
+mod autobahn;
 mod bad_input;
 mod commands;
 mod delivery;
+mod framing;
 mod harness;
 mod interop;
+mod link;
 mod mounted;
 mod operation;
 mod power;

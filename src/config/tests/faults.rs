@@ -63,8 +63,8 @@ fn a_fault_in_a_value_says_what_to_write() {
         ("uplink", "url = []", "uplink.url: the list is empty; write one URL"),
         (
             "uplink",
-            "url = ['wss://a', 'wss://b']",
-            "uplink.url: more than one URL is not available in this version; keep one",
+            "url = ['wss://a', 'wss://b', 'wss://A:443/']",
+            "uplink.url: wss://a:443/ comes twice; remove one",
         ),
         (
             "uplink",
@@ -128,9 +128,21 @@ fn a_fault_in_a_value_says_what_to_write() {
         ),
         (
             "uplink",
-            "proxy = 'http://p'",
-            "uplink.proxy: a proxy is not available in this version; remove it; the gateway \
-             connects to the hub directly",
+            "proxy = 'http://u:s3cret@p'",
+            "uplink.proxy: a URL must not hold credentials; use proxy_user and \
+             proxy_password_file",
+        ),
+        (
+            "uplink",
+            "proxy = 'http://p'\nproxy_user = 'u'",
+            "uplink.proxy_user: it is of no use without proxy_password_file; write both or \
+             neither",
+        ),
+        (
+            "uplink",
+            "bind_interface = 'a/b'",
+            "uplink.bind_interface: \"a/b\" is not a network interface; write one that `ip link` \
+             shows",
         ),
         (
             "uplink.jwt",
@@ -140,11 +152,10 @@ fn a_fault_in_a_value_says_what_to_write() {
         ),
         (
             "spool",
-            "order = 'live-first'",
-            "spool.order: \"live-first\" is not available in this version; remove it; the order is \
-             \"oldest-first\"",
+            "order = 'x'",
+            "spool.order: \"x\" is not known; write \"oldest-first\" or \"live-first\"",
         ),
-        ("spool", "order = 'x'", "spool.order: \"x\" is not known; write \"oldest-first\""),
+        ("spool", "max_age = '1s'", "spool.max_age: \"1s\" is out of bounds; write 1m to 87600h"),
         (
             "spool",
             "max_bytes = '1MiB'",
@@ -325,7 +336,8 @@ fn every_fault_is_told_with_its_line() {
          9: uplink.ack_timeout: an integer is not a duration; write ack_timeout = \"10s\"\n\
          10: x: there is no such table; there are gateway, uplink, spool, mqtt, listener, \
          telemetry, commands\n\
-         FIELDGATE_SPOOL__ORDER: spool.order: \"x\" is not known; write \"oldest-first\""
+         FIELDGATE_SPOOL__ORDER: spool.order: \"x\" is not known; write \"oldest-first\" or \
+         \"live-first\""
     );
     assert_eq!(
         faults("[mqtt]\nurl = 'mqtt://localhost'\n[listener]", &[]),

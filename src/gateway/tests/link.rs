@@ -14,8 +14,11 @@ pub(super) struct Bench {
     pub(super) now: Now,
     pub(super) gateway: Gateway,
     disk: Vec<DiskRequest>,
-    dials: Vec<bool>,
-    hangups: usize,
+    pub(super) dials: Vec<bool>,
+    /// Which hub each dial was for.
+    pub(super) hubs: Vec<usize>,
+    pub(super) probes: usize,
+    pub(super) hangups: usize,
     pub(super) safe: usize,
     pub(super) sent: Vec<Transmit>,
 }
@@ -46,8 +49,9 @@ impl Bench {
 
     fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
         let gateway = Gateway::new(now, settings, held);
-        let (disk, dials, sent) = (Vec::new(), Vec::new(), Vec::new());
-        let mut bench = Self { now, gateway, disk, dials, hangups: 0, safe: 0, sent };
+        let (disk, dials, hubs, sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (probes, hangups, safe) = (0, 0, 0);
+        let mut bench = Self { now, gateway, disk, dials, hubs, probes, hangups, safe, sent };
         bench.pass(Duration::ZERO);
         bench
     }
@@ -74,10 +78,14 @@ impl Bench {
             while let Some(output) = self.gateway.poll_output() {
                 match output {
                     Output::Disk(request) => self.disk.push(request),
-                    Output::Dial { managed } => self.dials.push(managed),
+                    Output::Dial { hub, managed } => {
+                        self.dials.push(managed);
+                        self.hubs.push(hub);
+                    }
+                    Output::Probe => self.probes += 1,
                     Output::Hangup => self.hangups += 1,
                     Output::Safe(_) => self.safe += 1,
-                    Output::Deliver { .. } | Output::RememberManaged => {}
+                    Output::Deliver { .. } | Output::RememberManaged { .. } => {}
                 }
             }
             match self.gateway.poll_transmit(self.now) {
@@ -158,7 +166,7 @@ impl Bench {
         self.now.instant - start
     }
 
-    fn pings(&self) -> usize {
+    pub(super) fn pings(&self) -> usize {
         self.sent.iter().filter(|sent| matches!(sent, Transmit::Ping(_))).count()
     }
 
@@ -236,7 +244,7 @@ fn its_own_hello_coming_back_says_at_once_that_the_server_is_plain() {
 #[test]
 fn a_hub_that_ever_gave_a_welcome_never_becomes_plain() {
     let mut bench = Bench::new(Mode::Auto, |settings| {
-        settings.uplink.as_mut().expect("there is one").proven_managed = true;
+        settings.uplink.as_mut().expect("there is one").proven_managed = vec![true];
     });
     for _ in 0..20 {
         bench.up();

@@ -48,7 +48,7 @@ impl Device {
     }
 
     fn publish(&mut self) {
-        while self.unacknowledged().len() < WINDOW && self.world.random.next() % 4 > 0 {
+        while self.unacknowledged().len() < WINDOW && !self.world.random.next().is_multiple_of(4) {
             self.world.published += 1;
             self.send(self.world.published, false);
         }

@@ -8,7 +8,7 @@ mod run;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 use tracing::level_filters::LevelFilter;
 
@@ -20,6 +20,11 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 /// The configuration is wrong (sysexits.h, `EX_CONFIG`); the unit does not restart on it.
 const BAD_CONFIG: u8 = 78;
+
+/// The command line's definition, for its manual and its completions.
+pub fn definition() -> clap::Command {
+    Arguments::command()
+}
 
 /// Runs `fieldgate-hub` with these arguments, the program's name first.
 pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -56,7 +61,7 @@ fn obey(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The hub of fieldgate gateways.
 #[derive(Debug, Parser)]
-#[command(name = "fieldgate-hub", version, about)]
+#[command(name = "fieldgate-hub", version)]
 struct Arguments {
     /// The configuration.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_FILE)]

@@ -218,6 +218,11 @@ impl Session {
         self.close(close::TOO_BIG, "message too big");
     }
 
+    /// A frame came that breaks RFC 6455; `code` says how.
+    pub fn handle_broken_frame(&mut self, code: u16) {
+        self.close(code, "a frame breaks RFC 6455");
+    }
+
     /// A Pong, or any other frame, came.
     pub fn handle_frame(&mut self, now: Now) {
         self.liveness.heard(now.instant);

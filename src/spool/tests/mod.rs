@@ -1,5 +1,6 @@
 //! The spool in a real directory; below, on a simulated disk.
 
+mod every_byte;
 mod model;
 mod seeds;
 
@@ -30,7 +31,7 @@ fn append(spool: &mut Spool<DirectoryDisk>, seqs: std::ops::Range<u64>) -> Vec<E
     spool.append(&entries).unwrap().evicted
 }
 
-fn read_all(spool: &mut Spool<DirectoryDisk>, epoch: u64) -> Vec<Item> {
+fn read_all<D: Disk>(spool: &mut Spool<D>, epoch: u64) -> Vec<Item> {
     let mut items = Vec::new();
     let mut from = 0;
     loop {

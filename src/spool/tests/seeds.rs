@@ -3,7 +3,7 @@
 //!
 //! `FIELDGATE_TEST_SEED=n` replays one seed, `FIELDGATE_TEST_SEEDS=n` runs so many.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 
 use super::{
     model::{Model, body},
@@ -13,40 +13,55 @@ use crate::spool::simulated::{Random, SimulatedDisk};
 
 const SEEDS: u64 = 10_000;
 const QUARTERS: u64 = 4;
-const STEPS: u64 = 40;
+const STEPS: u64 = 20;
+const DAMAGE_SEEDS: u64 = 1_000;
 const STREAMS: [&str; 3] = ["events", "alarms", "telemetry"];
 
 #[test]
 fn what_append_calls_kept_survives_every_crash_1() {
-    run_quarter(0, World::run);
+    run_quarter(0);
 }
 
 #[test]
 fn what_append_calls_kept_survives_every_crash_2() {
-    run_quarter(1, World::run);
+    run_quarter(1);
 }
 
 #[test]
 fn what_append_calls_kept_survives_every_crash_3() {
-    run_quarter(2, World::run);
+    run_quarter(2);
 }
 
 #[test]
 fn what_append_calls_kept_survives_every_crash_4() {
-    run_quarter(3, World::run);
+    run_quarter(3);
 }
 
-fn run_quarter(quarter: u64, run: fn(u64)) {
+#[test]
+fn damage_costs_what_it_hits_and_is_told() {
+    for seed in seeds(DAMAGE_SEEDS) {
+        replayable(seed, World::run_damaged);
+    }
+}
+
+fn run_quarter(quarter: u64) {
+    for seed in seeds(SEEDS).filter(|seed| seed % QUARTERS == quarter) {
+        replayable(seed, World::run);
+    }
+}
+
+fn seeds(usual: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("FIELDGATE_TEST_SEED") {
+    match number("FIELDGATE_TEST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("FIELDGATE_TEST_SEEDS").unwrap_or(SEEDS),
-    };
-    for seed in seeds.filter(|seed| seed % QUARTERS == quarter) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
-            resume_unwind(panic);
-        }
+        None => 0..number("FIELDGATE_TEST_SEEDS").unwrap_or(usual),
+    }
+}
+
+fn replayable(seed: u64, run: fn(u64)) {
+    if let Err(panic) = catch_unwind(|| run(seed)) {
+        eprintln!("replay with FIELDGATE_TEST_SEED={seed}");
+        resume_unwind(panic);
     }
 }
 
@@ -75,6 +90,39 @@ impl World {
         }
         world.disk.heal();
         world.start_again(true);
+    }
+
+    /// All is synced; then bytes flip and places can't be read any more.
+    fn run_damaged(seed: u64) {
+        let mut world = Self::new(seed);
+        for _ in 0..STEPS {
+            match world.random.below(8) {
+                0 => world.trim(),
+                1 => world.retire(),
+                2 => world.start_again(false),
+                _ => world.append(),
+            }
+        }
+        let (mut flips, mut told) = (0, true);
+        for _ in 0..1 + world.random.below(3) {
+            let files = world.disk.files();
+            let drawn = files.get(world.random.below(files.len() as u64) as usize);
+            let Some((name, len)) = drawn.filter(|(_, len)| *len > 0) else { continue };
+            told &= name != "positions";
+            flips += 1;
+            world.disk.flip(name, world.random.below(*len), 1 << world.random.below(8));
+        }
+        let mut spool = Spool::open(world.disk.clone(), &STREAMS, world.limits, seed)
+            .expect("it always opens")
+            .0;
+        if world.random.one_in(4) {
+            told = false;
+            for (name, _) in world.disk.files() {
+                world.disk.make_unreadable(&name, 512..600);
+            }
+        }
+        let lost = world.model.check_damaged(&mut spool);
+        assert!(lost <= flips || !told, "{flips} bytes flipped, {lost} records lost");
     }
 
     fn new(seed: u64) -> Self {
@@ -111,7 +159,8 @@ impl World {
             70..78 => self.read(),
             78..84 => self.break_disk(),
             84..90 => self.heal_disk(),
-            90..94 => self.start_again(false),
+            90..92 => self.start_again(false),
+            92..94 => self.kill(),
             _ => self.start_again(true),
         }
     }
@@ -216,6 +265,18 @@ impl World {
     fn heal_disk(&mut self) {
         self.disk.heal();
         self.faultless = true;
+    }
+
+    /// The process is killed in the middle of an append: the medium has no fault.
+    fn kill(&mut self) {
+        if !self.faultless {
+            return;
+        }
+        self.disk.kill(self.random.below(12) as u32);
+        self.faultless = false;
+        self.append();
+        self.heal_disk();
+        self.start_again(false);
     }
 
     /// The process is killed, or the power goes, and the gateway starts anew.

@@ -1,0 +1,76 @@
+//! A network of a test's own: interfaces, addresses, names.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::Field;
+
+/// Set in the process that runs in namespaces of its own.
+const INSIDE: &str = "FIELD_NAMESPACE";
+
+/// An address on the other end of a wire where nobody is: what is sent there is swallowed.
+pub const VOID_V6: &str = "2001:db8::1";
+pub const VOID_V4: &str = "192.0.2.1";
+
+/// This board's addresses on that wire.
+pub const OWN_V6: &str = "2001:db8::2";
+pub const OWN_V4: &str = "192.0.2.2";
+
+/// Runs the test of this name once more, alone in namespaces of its own, and says there that it is
+/// inside. Outside, it says no once that run has succeeded.
+pub fn is_inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().expect("a test program has a path");
+    // The user namespace is what lets somebody who is not root have the others.
+    let status = Command::new("unshare")
+        .args(["--map-root-user", "--net", "--mount"])
+        .arg(program)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .expect("unshare of util-linux runs");
+    assert!(status.success(), "{test} in namespaces of its own: {status}");
+    false
+}
+
+/// A wire with [`OWN_V4`] and [`OWN_V6`] on it, and nobody at the other end.
+pub fn make_wire() {
+    for words in [
+        "link set lo up".to_owned(),
+        "link add wire0 type veth peer name wire1".into(),
+        "link set wire0 up".into(),
+        "link set wire1 up".into(),
+        format!("addr add {OWN_V4}/24 dev wire0"),
+        format!("addr add {OWN_V6}/64 dev wire0 nodad"),
+        // Else the kernel would find out that nobody is there, and say so.
+        format!("neigh add {VOID_V4} lladdr 02:00:00:00:00:01 dev wire0"),
+        format!("neigh add {VOID_V6} lladdr 02:00:00:00:00:01 dev wire0"),
+    ] {
+        ip(&words);
+    }
+}
+
+/// `ip(8)`.
+pub fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().expect("ip of iproute2 runs");
+    assert!(status.success(), "ip {words}: {status}");
+}
+
+/// Puts `text` in the place of a file of /etc, for this namespace alone.
+pub fn etc(field: &Field, name: &str, text: &str) {
+    let own = field.path(name);
+    let first = !own.exists();
+    // The same file: what is mounted is not its name.
+    fs::write(&own, text).unwrap_or_else(|e| panic!("{}: {e}", own.display()));
+    if first {
+        let place = Path::new("/etc").join(name);
+        let mut mount = Command::new("mount");
+        let status = mount.arg("--bind").arg(&own).arg(place).stdout(Stdio::null()).status();
+        assert!(status.expect("mount of util-linux runs").success(), "mount over /etc/{name}");
+    }
+}
