@@ -5,7 +5,10 @@ use std::{
     process::Command,
 };
 
-use super::{SOON, eventually, process::run};
+use super::{
+    Field, SOON, eventually,
+    process::{Process, run},
+};
 
 /// A file system, unmounted when dropped.
 pub struct Mount {
@@ -58,12 +61,16 @@ impl Mount {
         self.mounted = false;
     }
 
-    /// A power cut: nothing reaches the device from here on, not even the journal in memory
-    /// (`EXT4_IOC_SHUTDOWN`, flag `EXT4_GOING_FLAGS_NOLOGFLUSH`).
-    pub fn cut_power(&self) {
-        let script = "open(my $f, '<', $ARGV[0]) or die $!; my $flags = pack('L', 2); \
-                      ioctl($f, 0x8004587D, $flags) or die $!";
-        succeed(command("perl", &["-e", script]).arg(&self.path));
+    /// What cuts the power, ready to do it at a word: nothing reaches the device from then on, not
+    /// even the journal in memory (`EXT4_IOC_SHUTDOWN`, flag `EXT4_GOING_FLAGS_NOLOGFLUSH`).
+    pub fn power_switch(&self, field: &Field) -> PowerSwitch {
+        let script = "open(my $f, '<', $ARGV[0]) or die $!; my $flags = pack('L', 2); $| = 1; \
+                      print \"ready\\n\"; <STDIN>; ioctl($f, 0x8004587D, $flags) or die $!";
+        let mut command = command("perl", &["-e", script]);
+        command.arg(&self.path);
+        let mut process = Process::start("perl", command, &field.path("perl.log"));
+        process.wait_for_line(SOON, |line| line == "ready");
+        PowerSwitch(process)
     }
 
     /// An error of the file system, on which it makes itself read-only (`errors=remount-ro`).
@@ -77,6 +84,15 @@ impl Mount {
     }
 }
 
+impl PowerSwitch {
+    /// Returns when the power is off.
+    pub fn cut(mut self) {
+        self.0.say("");
+        let status = self.0.exit(SOON);
+        assert!(status.success(), "EXT4_IOC_SHUTDOWN: {status}: {}", self.0.log());
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.mounted {
@@ -85,6 +101,9 @@ impl Drop for Mount {
         }
     }
 }
+
+/// See [`Mount::power_switch`].
+pub struct PowerSwitch(Process);
 
 /// A copy of a file, holes as holes.
 pub fn copy(from: &Path, to: &Path) {

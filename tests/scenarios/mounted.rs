@@ -86,10 +86,12 @@ fn power_cut(
     careless: bool,
 ) -> Result<(), String> {
     let directory = medium.path.join("spool");
+    let power = medium.power_switch(field);
     let mut writer = writer::start(field, &directory, careless);
-    wait_for_groups(&mut writer, 3 + (chance % 60) as usize);
+    // So many that what is let go of before the power is off is not all of it.
+    wait_for_groups(&mut writer, 40 + (chance % 60) as usize);
     let safe = writer.lines().len();
-    medium.cut_power();
+    power.cut();
     writer.kill();
     account.hear(&writer.lines(), safe);
     medium.unmount();
