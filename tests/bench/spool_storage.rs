@@ -107,9 +107,12 @@ pub(crate) fn measure_appends(medium: &Medium, figures: &mut Figures) -> anyhow:
         for group in &GROUPS {
             let cost = measure_group(medium, files, group)
                 .with_context(|| format!("groups of {}, {words}", group.size))?;
+            // The sketch was measured with recycled segments only.
+            let others = |peers: Peers| [None, peers[1], peers[2]];
             let (goal, written, cpu) = match files {
                 Files::Bare => ("", NO_PEERS, NO_PEERS),
-                Files::New | Files::Recycled => (group.goal, group.written, group.cpu),
+                Files::New => (group.goal, others(group.written), others(group.cpu)),
+                Files::Recycled => (group.goal, group.written, group.cpu),
             };
             let mut note = |what: &str, decimals, goal, peers, value| {
                 let name = format!("{words}, groups of {}: {what}", group.size);
