@@ -445,8 +445,11 @@ fn what_was_acknowledged_arrives_once_and_in_order() {
 }
 
 fn seeds(count: u64) -> std::ops::Range<u64> {
-    let only = std::env::var("FIELDGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    only.map_or(0..count, |seed: u64| seed..seed + 1)
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    match number("FIELDGATE_TEST_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("FIELDGATE_TEST_SEEDS").unwrap_or(count),
+    }
 }
 
 fn replayable(seed: u64, run: impl FnOnce() + std::panic::UnwindSafe) {
