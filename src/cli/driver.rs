@@ -95,6 +95,7 @@ pub(super) struct Driver {
 pub(super) struct State {
     link: Option<Link>,
     sent_bytes: u64,
+    received_bytes: u64,
     /// What each source last said of itself.
     source_states: HashMap<SourceId, (bool, String)>,
     /// `fieldgate send` that waits for its record to be safe, by the number of its receipt.
@@ -337,6 +338,12 @@ impl Driver {
             self.state.sent_bytes = sent;
             self.gateway.handle_progress(now);
         }
+        // Half a frame shows as well that the peer lives.
+        let received = link.counters.received.load(Relaxed);
+        if received != self.state.received_bytes {
+            self.state.received_bytes = received;
+            self.gateway.handle_frame(now);
+        }
     }
 
     /// Carries out what the core wants. Says whether more could be sent than the link has room for.
@@ -391,7 +398,7 @@ impl Driver {
             }
             Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
-                    self.state.sent_bytes = 0;
+                    (self.state.sent_bytes, self.state.received_bytes) = (0, 0);
                     self.state.link = Some(link::open(target));
                 }
                 Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
