@@ -147,7 +147,8 @@ impl Gateway {
         if !uplink.hubs.is_proven_managed() {
             self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
         }
-        let Welcome { session, hub, limits, streams, .. } = welcome;
+        let Welcome { session, hub, time, limits, streams, .. } = welcome;
+        self.outputs.extend(time.map(|unix_ms| Output::TimeHeard { unix_ms }));
         tracing::info!(hub, session, "the session with the hub is on");
         uplink.go_live(now, true, session, limits);
         for lane in &mut self.lanes {

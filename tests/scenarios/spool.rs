@@ -25,7 +25,7 @@ const EPOCH: u64 = 0x00c0_ffee;
 /// A spool by the library: an event, three readings, two of which were acknowledged and one more
 /// that is lost.
 fn filled(field: &Field) {
-    let ts = |unix_ms| Timestamp { unix_ms, synced: true };
+    let ts = Timestamp::synced;
     let reading = |unix_ms, payload: &[u8]| {
         let (device, topic) = ("plc-01", "devices/plc-01/telemetry");
         let json = is_plain_json(payload);

@@ -14,9 +14,10 @@ use std::{
     process::ExitCode,
 };
 
+use super::disk::MANAGED;
 use crate::{
     config::{ConfigError, SpoolPlace},
-    identity::calendar::Moment,
+    identity::{CONFIRMED_TIME, calendar::Moment},
     record::Stored,
     spool::survey::{ReadOnlyDirectory, Survey},
 };
@@ -179,7 +180,7 @@ impl Found {
     /// What lies in the directory and is none of ours.
     fn unknown_files(&self) -> Vec<&str> {
         let files = self.survey.unknown_files.iter().map(String::as_str);
-        files.filter(|file| *file != super::disk::MANAGED).collect()
+        files.filter(|file| ![MANAGED, CONFIRMED_TIME].contains(file)).collect()
     }
 
     /// The epochs of a stream, or of all.
