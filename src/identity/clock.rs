@@ -307,6 +307,17 @@ fn read_line(file: &str) -> Option<(Anchor, &str)> {
 }
 
 #[cfg(test)]
+impl Clock {
+    /// A clock that nobody has said anything to, whatever keeps the clock of the machine that runs
+    /// the tests.
+    pub(super) fn unset() -> Self {
+        let clock = Self::of_boot(None, "");
+        clock.state().look_at_ms = u64::MAX;
+        clock
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -349,8 +360,7 @@ mod tests {
 
     #[test]
     fn without_a_boot_id_no_boot_is_taken_for_another() {
-        let clock = Clock::of_boot(None, "");
-        clock.state().look_at_ms = u64::MAX;
+        let clock = Clock::unset();
         assert_eq!(clock.now().0.since_boot, None);
         said(&clock, TRUE_MS);
         let file = clock.to_keep(false).unwrap();

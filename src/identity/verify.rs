@@ -170,3 +170,86 @@ impl CertificateTime {
         Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(untimely))))
     }
 }
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+    use rustls::{RootCertStore, crypto::ring, server::WebPkiClientVerifier};
+
+    use super::*;
+    use crate::identity::{RELEASED_MS, Word, trust::explain};
+
+    const DAY_MS: u64 = 24 * 3_600_000;
+
+    /// A certificate for `localhost` that is valid from the first day of one year to that of
+    /// another, and what trusts its issuer.
+    fn issued(years: (i32, i32)) -> (CertificateDer<'static>, Arc<RootCertStore>) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(params.self_signed(&ca_key).unwrap().der().clone()).unwrap();
+        let issuer = Issuer::new(params, ca_key);
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(years.0, 1, 1);
+        params.not_after = date_time_ymd(years.1, 1, 1);
+        let own = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
+        (own.der().clone(), Arc::new(roots))
+    }
+
+    /// What both verifiers say, which is the same.
+    fn check(clock: &Arc<Clock>, years: (i32, i32)) -> Result<(), String> {
+        let (own, roots) = issued(years);
+        let provider = || Arc::new(ring::default_provider());
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider());
+        let servers = ServerVerifier { webpki: webpki.build().unwrap(), clock: clock.clone() };
+        let webpki = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let clients = ClientVerifier { webpki: webpki.build().unwrap(), clock: clock.clone() };
+        // What rustls says the time is does not count.
+        let never = UnixTime::since_unix_epoch(Duration::ZERO);
+        let name = ServerName::try_from("localhost").unwrap();
+        let server = servers.verify_server_cert(&own, &[], &name, &[], never).map(drop);
+        let client = clients.verify_client_cert(&own, &[], never).map(drop);
+        let words = |error| explain(&error, "localhost", None);
+        let server = server.map_err(words);
+        assert_eq!(server.is_ok(), client.map_err(words).is_ok(), "{server:?}");
+        server
+    }
+
+    #[test]
+    fn by_a_clock_that_nobody_vouches_for_only_what_is_surely_expired_is_refused() {
+        let clock = Arc::new(Clock::unset());
+        assert_eq!(check(&clock, (2020, 2028)), Ok(()));
+        assert_eq!(check(&clock, (2030, 2031)), Ok(()), "it is checked at its beginning");
+        let expired = check(&clock, (2020, 2024)).unwrap_err();
+        assert!(expired.contains("expired at 2024-01-01 00:00:00 UTC"), "{expired}");
+        assert!(expired.contains("checked by 2026-11-22 00:00:00 UTC"), "{expired}");
+        assert!(expired.contains("the earliest that it can be"), "{expired}");
+        let absurd = check(&clock, (2090, 2091)).unwrap_err();
+        assert!(absurd.contains("not valid before 2090-01-01"), "{absurd}");
+    }
+
+    #[test]
+    fn by_what_a_hub_confirmed_the_dates_count_as_ever() {
+        let clock = Arc::new(Clock::unset());
+        // The summer of 2028.
+        let confirmed_ms = RELEASED_MS + 600 * DAY_MS;
+        clock.handle_word(confirmed_ms, Word::Welcome, Some(confirmed_ms + DAY_MS));
+        assert_eq!(check(&clock, (2020, 2029)), Ok(()));
+        let expired = check(&clock, (2020, 2028)).unwrap_err();
+        assert!(expired.contains("expired at 2028-01-01"), "{expired}");
+        assert!(expired.contains("the hub's time"), "{expired}");
+        let early = check(&clock, (2030, 2031)).unwrap_err();
+        assert!(early.contains("not valid before 2030-01-01"), "{early}");
+    }
+
+    #[test]
+    fn by_a_clock_that_is_trusted_nothing_is_different() {
+        let clock = Clock::of_system();
+        let expired = check(&clock, (2020, 2024)).unwrap_err();
+        assert!(expired.contains("expired at 2024-01-01"), "{expired}");
+        assert!(expired.contains("the system clock, which is trusted, says"), "{expired}");
+        let early = check(&clock, (2090, 2091)).unwrap_err();
+        assert!(early.contains("not valid before 2090-01-01"), "{early}");
+    }
+}

@@ -22,3 +22,4 @@ mod operation;
 mod power;
 mod retention;
 mod spool;
+mod time;

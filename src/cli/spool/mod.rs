@@ -18,7 +18,7 @@ use super::disk::MANAGED;
 use crate::{
     config::{ConfigError, SpoolPlace},
     identity::{CONFIRMED_TIME, calendar::Moment},
-    record::Stored,
+    record::{Stored, Timestamp},
     spool::survey::{ReadOnlyDirectory, Survey},
 };
 
@@ -207,13 +207,14 @@ fn output() -> impl Write {
 }
 
 /// When a stored record was heard.
-fn heard_ms(stored: &[u8]) -> Option<u64> {
-    Stored::read(stored).ok().map(|stored| stored.ts.unix_ms)
+fn heard(stored: &[u8]) -> Option<Timestamp> {
+    Stored::read(stored).ok().map(|stored| stored.ts)
 }
 
-fn moment(unix_ms: u64) -> String {
-    let unix_seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
-    Moment { unix_seconds }.to_string()
+fn moment(ts: Timestamp) -> String {
+    let unix_seconds = i64::try_from(ts.unix_ms / 1000).unwrap_or(i64::MAX);
+    let about = if ts.synced { "" } else { "about " };
+    format!("{about}{}", Moment { unix_seconds })
 }
 
 /// Records by their numbers, `to` one past the last: `record 7`, `records 7 to 9`.

@@ -7,6 +7,7 @@ mod link;
 mod resend;
 mod retention;
 mod sim_hub;
+mod time;
 mod week;
 
 use std::collections::BTreeSet;
