@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     gateway::{Ended, Gateway, Now, Output, Transmit},
-    identity::{Clock, Word},
+    identity::Clock,
     link::{self, Link},
     ops::{
         control::Question,
@@ -414,7 +414,7 @@ impl Driver {
                     }
                 }));
             }
-            Output::TimeHeard { unix_ms } => self.handle_word(unix_ms, Word::Welcome),
+            Output::TimeHeard { unix_ms } => self.handle_time(unix_ms),
             Output::RememberManaged { hub } => {
                 self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();
             }

@@ -58,8 +58,15 @@ struct State {
     kept: Option<(u64, bool)>,
     service: Option<&'static str>,
     look_at_ms: u64,
-    /// What the log has told: each once, for a clock can go to and fro.
-    told: [bool; 4],
+    told: Told,
+}
+
+/// What the log has told: each once, for a clock can go to and fro.
+#[derive(Debug, Default)]
+struct Told {
+    bases: [bool; 4],
+    /// That the system clock is wrong.
+    warned: bool,
 }
 
 /// The time that certificates are checked by.
@@ -107,7 +114,7 @@ impl Clock {
         let mut state = self.state();
         let reading = self.read(&mut state);
         let verdict = state.keeper.time(reading);
-        tell(&mut state.told, reading, verdict);
+        state.told.tell(reading, verdict);
         self.stamp(reading, verdict)
     }
 
@@ -133,7 +140,7 @@ impl Clock {
             tracing::warn!(%time, "what the hub says the time is, is not believed: {why}");
         }
         let verdict = state.keeper.time(reading);
-        tell(&mut state.told, reading, verdict);
+        state.told.tell(reading, verdict);
     }
 
     /// What the file is to hold, when it is to be written: at the first word of a boot, then once a
@@ -253,37 +260,43 @@ fn moment(unix_ms: u64) -> Moment {
     Moment { unix_seconds: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX) }
 }
 
-/// Says in the log, once for each, how the time is known.
-fn tell(told: &mut [bool; 4], reading: Reading, verdict: Verdict) {
-    let Verdict { unix_ms, basis } = verdict;
-    let place = match basis {
-        Basis::Service(_) => 0,
-        Basis::Agreement => 1,
-        Basis::Hub => 2,
-        Basis::Nobody => 3,
-    };
-    if std::mem::replace(&mut told[place], true) {
-        return;
-    }
-    let (time, system) = (moment(unix_ms), moment(reading.system_ms));
-    let off_s = reading.system_ms.abs_diff(unix_ms) / 1000;
-    match basis {
-        Basis::Service(by) => tracing::info!(%time, by, "the system clock is kept"),
-        Basis::Agreement => tracing::info!(%time, "the hub confirms the system clock"),
-        Basis::Hub => tracing::warn!(
-            %time, %system, off_s,
-            "the system clock is wrong; the hub's time is used instead; set the clock, or run a \
-             time service"
-        ),
-        Basis::Nobody if reading.system_ms != unix_ms => tracing::warn!(
-            %system,
-            "the system clock can't be right; until a hub says what the time is, records are \
-             marked, and get their time when it does"
-        ),
-        Basis::Nobody => tracing::info!(
-            %system,
-            "nobody vouches for the system clock yet; until a hub confirms it, records are marked"
-        ),
+impl Told {
+    /// Says in the log how the time is known.
+    fn tell(&mut self, reading: Reading, verdict: Verdict) {
+        let Verdict { unix_ms, basis } = verdict;
+        let place = match basis {
+            Basis::Service(_) => 0,
+            Basis::Agreement => 1,
+            Basis::Hub => 2,
+            Basis::Nobody => 3,
+        };
+        if std::mem::replace(&mut self.bases[place], true) {
+            return;
+        }
+        let (time, system) = (moment(unix_ms), moment(reading.system_ms));
+        let off_s = reading.system_ms.abs_diff(unix_ms) / 1000;
+        match basis {
+            Basis::Service(by) => tracing::info!(%time, by, "the system clock is kept"),
+            Basis::Agreement => tracing::info!(%time, "the hub confirms the system clock"),
+            Basis::Hub if self.warned => {
+                tracing::info!(%time, off_s, "the hub says what the time is");
+            }
+            Basis::Hub => tracing::warn!(
+                %time, %system, off_s,
+                "the system clock is wrong; the hub's time is used instead; set the clock, or run \
+                 a time service"
+            ),
+            Basis::Nobody if reading.system_ms != unix_ms => tracing::warn!(
+                %system,
+                "the system clock is wrong; until a hub says what the time is, records are \
+                 marked, and get their time when it does"
+            ),
+            Basis::Nobody => tracing::info!(
+                %system,
+                "nobody vouches for the system clock; until a hub confirms it, records are marked"
+            ),
+        }
+        self.warned |= basis != Basis::Agreement && reading.system_ms != unix_ms;
     }
 }
 

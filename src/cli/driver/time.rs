@@ -20,9 +20,9 @@ impl Driver {
         now(&self.clock)
     }
 
-    /// The hub says what the time is.
-    pub(super) fn handle_word(&mut self, unix_ms: u64, word: Word) {
-        self.clock.handle_word(unix_ms, word, self.state.valid_until_ms);
+    /// The hub says what the time is in its `welcome`.
+    pub(super) fn handle_time(&mut self, unix_ms: u64) {
+        self.clock.handle_word(unix_ms, Word::Welcome, self.state.valid_until_ms);
         self.keep_time(false);
     }
 
@@ -30,8 +30,9 @@ impl Driver {
     /// there is no TLS.
     pub(super) fn handle_date(&mut self, date_ms: Option<u64>, valid_until_ms: Option<u64>) {
         self.state.valid_until_ms = valid_until_ms;
+        // Not written down at once: the `welcome` that may follow is more precise.
         if let (Some(unix_ms), Some(_)) = (date_ms, valid_until_ms) {
-            self.handle_word(unix_ms, Word::Date);
+            self.clock.handle_word(unix_ms, Word::Date, valid_until_ms);
         }
     }
 
