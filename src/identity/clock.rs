@@ -92,7 +92,11 @@ impl Clock {
 
     fn of_boot(boot_id: Option<String>, file: &str) -> Self {
         let (keeper, kept) = match read_line(file) {
-            Some((anchor, boot)) if boot_id.as_deref() == Some(boot) => {
+            // Less time since boot than then: a container that counts it otherwise.
+            Some((anchor, boot))
+                if boot_id.as_deref() == Some(boot)
+                    && anchor.uptime_ms <= in_ms(clock_gettime(ClockId::Boottime)) =>
+            {
                 (Keeper::of_this_boot(anchor), Some((anchor.unix_ms, true)))
             }
             Some((anchor, _)) => {

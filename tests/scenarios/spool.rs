@@ -96,7 +96,8 @@ fn inspect_shows_what_is_held() {
         seen["streams"][1],
         json!({ "stream": "telemetry", "epoch": "0000000000c0ffee", "start": 1, "first": 3,
             "next": 5, "records": 2, "bytes": telemetry, "segments": 1, "skips": [],
-            "oldest_ts": 1_790_000_003_000_u64, "newest_ts": 1_790_000_004_000_u64 })
+            "oldest_ts": 1_790_000_003_000_u64, "newest_ts": 1_790_000_004_000_u64,
+            "oldest_unsynced": false, "newest_unsynced": false })
     );
 }
 

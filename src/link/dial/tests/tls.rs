@@ -87,8 +87,13 @@ impl Authority {
     }
 }
 
+/// 2090-01-01, when certificates end where a test does not say otherwise.
+const UNTIL_MS: u64 = 3_786_912_000_000;
+
 fn named(name: &str) -> CertificateParams {
-    CertificateParams::new(vec![name.to_owned()]).unwrap()
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2090, 1, 1);
+    params
 }
 
 #[tokio::test]
@@ -100,10 +105,40 @@ async fn messages_pass_over_tls_by_name_and_by_address() {
         target.url.host = host.to_owned();
         let mut link = open(target);
         let up = next(&mut link).await;
-        assert!(matches!(up, Event::Up { subprotocol: None, .. }), "{up:?}");
+        let Event::Up { subprotocol: None, valid_until_ms: Some(until_ms), .. } = up else {
+            panic!("{up:?}");
+        };
+        assert_eq!(until_ms, UNTIL_MS);
         link.requests.send(Request::Text("hi".into())).await.unwrap();
         assert!(matches!(next(&mut link).await, Event::Text(text) if text == "hi"));
     }
+}
+
+/// A board with a wrong clock signs its tokens in vain, until it has heard the time so.
+#[tokio::test]
+async fn a_refusal_over_tls_tells_the_time_and_under_which_certificate() {
+    let authority = Authority::new("a CA");
+    let (cert, key) = authority.issue(named("127.0.0.1"));
+    let server = server_tls(&cert, &key, &authority.file(), &Clock::of_system()).unwrap();
+    let (listener, port) = bound().await;
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut tls = TlsAcceptor::from(server).accept(tcp).await.unwrap();
+        let answer = "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n";
+        tls.write_all(answer.as_bytes()).await.unwrap();
+        // The request is read, else its remains would reset the connection.
+        while tls.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+    });
+    let mut target = authority.target(port);
+    let pair = Some((&*cert, &*key));
+    target.tls = Some(client_tls(Some(&authority.file()), pair, &Clock::of_system()).unwrap());
+    let mut link = open(target);
+    let Event::Down(Down::Refused { status: 401, date_ms, valid_until_ms, .. }) =
+        next(&mut link).await
+    else {
+        panic!("a refusal was due");
+    };
+    assert_eq!((date_ms, valid_until_ms), (Some(784_111_777_000), Some(UNTIL_MS)));
 }
 
 #[tokio::test]
