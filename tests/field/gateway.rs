@@ -90,6 +90,11 @@ impl Gateway {
         let config = field.write(format!("{}.toml", setup.id), setup.to_toml());
         let port = setup.listener.or(setup.broker).expect("a gateway has a source");
         let log = field.path(format!("{}.log", setup.id));
+        Self::of(config, port, log)
+    }
+
+    /// A gateway with a configuration of its own, whose first source listens on `port`.
+    pub fn of(config: PathBuf, port: u16, log: PathBuf) -> Self {
         Self { process: None, port, environment: Vec::new(), config, log }
     }
 

@@ -23,3 +23,4 @@ mod power;
 mod retention;
 mod spool;
 mod time;
+mod tls_scan;
