@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for KeySetUrl {
             host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
         match uri.scheme_str() {
             _ if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-                fault("has a password in it; leave it out")
+                Err(de::Error::custom("the URL has a password in it; leave it out"))
             }
             Some("https") => Ok(Self(uri)),
             Some("http") if is_here => Ok(Self(uri)),
