@@ -81,21 +81,12 @@ pub(super) async fn gateway(
     peer: &Peer,
     token: Option<&str>,
 ) -> Result<Identity, Refusal> {
-    let denied = match token {
-        None if peer.shown.is_none() => {
-            tracing::warn!(peer = %peer.address, "a gateway was refused: it showed no credential");
-            return Err(Refusal::unauthorized());
-        }
-        None => {
-            check_rate(hub, peer.address)?;
-            of_certificate(hub, peer).await
-        }
-        Some(token) => {
-            check_rate(hub, peer.address)?;
-            of_token(hub, token).await
-        }
+    check_rate(hub, peer.address)?;
+    let verified = match token {
+        Some(token) => of_token(hub, token).await,
+        None => of_certificate(hub, peer).await,
     };
-    denied.map_err(|denied| match denied {
+    verified.map_err(|denied| match denied {
         Denied::Refused(reason) => {
             hub.throttle.failed(now().instant, peer.address);
             tracing::warn!(peer = %peer.address, reason, "a gateway was refused");
@@ -200,7 +191,7 @@ async fn of_jwt(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
 
 /// The first name of the certificate that is a gateway which is let in.
 async fn of_certificate(hub: &Arc<Hub>, peer: &Peer) -> Result<Identity, Denied> {
-    let none = || Denied::Refused("no token, and no client certificate".into());
+    let none = || Denied::Refused("it showed neither a token nor a client certificate".into());
     let shown = peer.shown.clone().ok_or_else(none)?;
     let ends_ms = shown.certificate.not_after_ms;
     // A resumed TLS session was verified when it began.

@@ -196,6 +196,8 @@ fn issued(
 /// Attempts of all addresses together have a bound too.
 fn check_total(hub: &Hub, address: IpAddr) -> Result<(), Refusal> {
     hub.throttle.enrol(now().instant).map_err(|wait| {
+        // Counted, so that one address can't fill the log with this.
+        hub.throttle.failed(now().instant, address);
         tracing::warn!(peer = %address, "too many attempts to enrol or renew, of all addresses");
         Refusal::too_often(wait)
     })

@@ -98,3 +98,75 @@ fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
         .map_err(|error| error.to_string())?;
     Ok(builder.with_root_certificates(anchors).with_no_client_auth())
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::hub::demo_ca::{self, DemoCa};
+
+    /// Answers every request over TLS with these bytes; the URL.
+    async fn server(dir: &Path, answer: String) -> Uri {
+        let hosts = ["localhost".to_owned()];
+        demo_ca::make(&DemoCa { dir, hosts: &hosts, clients: &[] }).unwrap();
+        let chain = CertificateDer::from_pem_file(dir.join("hub.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(dir.join("hub.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let Ok(mut socket) = acceptor.accept(socket).await else { continue };
+                let _ = socket.read(&mut [0; 4096]).await;
+                // A client that has enough goes before the end.
+                let _ = socket.write_all(answer.as_bytes()).await;
+                let _ = socket.shutdown().await;
+            }
+        });
+        format!("https://localhost:{port}/keys?a=b").parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_document_comes_from_whom_is_trusted_and_nobody_else() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}".to_owned();
+        let url = server(dir.path(), answer).await;
+        let (ca, hosts) = (dir.path().join("ca.pem"), ["localhost".to_owned()]);
+        assert_eq!(get(&url, Some(&ca)).await.unwrap(), b"{}");
+        demo_ca::make(&DemoCa { dir: other.path(), hosts: &hosts, clients: &[] }).unwrap();
+        let error = get(&url, Some(&other.path().join("ca.pem"))).await.unwrap_err();
+        assert!(error.contains("invalid peer certificate"), "{error}");
+        assert!(get(&url, None).await.is_err(), "the system does not trust it");
+        let error = get(&url, Some(&other.path().join("none.pem"))).await.unwrap_err();
+        assert!(error.contains("none.pem"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn redirects_and_large_documents_are_not_taken() {
+        let location = "HTTP/1.1 302 Found\r\nlocation: https://localhost/\r\n";
+        let size = MAX_BYTES + 1;
+        for (head, body, expected) in [
+            (location.to_owned(), 0, "302"),
+            (format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n"), size, "limit"),
+            ("HTTP/1.1 200 OK\r\n".to_owned(), size, "limit"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let url = server(dir.path(), format!("{head}\r\n{}", " ".repeat(body))).await;
+            let error = get(&url, Some(&dir.path().join("ca.pem"))).await.unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -126,3 +126,39 @@ impl IssuerKeys {
         Ok(keys)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jwk(kid: &str) -> String {
+        let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+        format!(r#"{{"kid":"{kid}","kty":"OKP","crv":"Ed25519","x":"{x}"}}"#)
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_again_and_a_faulty_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        let write = |keys: &str| fs::write(&file, format!(r#"{{"keys":[{keys}]}}"#)).unwrap();
+        write(&jwk("a"));
+        let keys = KeySource::File(file.clone());
+        let keys = IssuerKeys::new(Issuer { name: "issuer".into(), keys });
+        assert!(keys.key("a").await.is_some());
+        assert!(keys.key("b").await.is_none() && keys.key(&"a".repeat(300)).await.is_none());
+        write(&jwk("b"));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while keys.key("b").await.is_none() {
+            assert!(Instant::now() < deadline, "the new key is not seen");
+            tokio::task::yield_now().await;
+        }
+        assert!(keys.key("a").await.is_none(), "it is no longer the issuer's");
+        let tried = *keys.tried.lock().await;
+        fs::write(&file, "nonsense").unwrap();
+        while *keys.tried.lock().await == tried {
+            assert!(keys.key("b").await.is_some(), "the old keys go on");
+            tokio::task::yield_now().await;
+        }
+        assert!(keys.key("b").await.is_some());
+    }
+}

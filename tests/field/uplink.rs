@@ -80,7 +80,8 @@ impl Way {
         Ok(tcp)
     }
 
-    fn tls(&self) -> io::Result<Tls> {
+    /// TLS and no word; the handshake comes with the first.
+    pub fn tls(&self) -> io::Result<Tls> {
         let name = "localhost".try_into().expect("a valid server name");
         let session = ClientConnection::new(self.tls.clone(), name).map_err(io::Error::other)?;
         Ok(StreamOwned::new(session, self.tcp()?))

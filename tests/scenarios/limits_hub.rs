@@ -1,6 +1,10 @@
 //! The hub's limits: who misbehaves is held off, at little cost, and others get in meanwhile.
 
-use std::{io::Read as _, net::TcpStream, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -44,7 +48,6 @@ fn a_thousand_half_open_handshakes_keep_nobody_out() {
     // Each begins a ClientHello, and says no more.
     let mut half_open: Vec<TcpStream> = Vec::new();
     for number in 0..1000 {
-        use std::io::Write as _;
         let mut socket = way.from(100 + (number % 4) as u8).tcp().expect("the hub accepts");
         let begun = socket.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
         begun.expect("a fresh connection");
@@ -70,6 +73,30 @@ fn a_thousand_half_open_handshakes_keep_nobody_out() {
         half_open.retain_mut(|socket| !is_cut(socket));
         half_open.is_empty().then_some(())
     });
+}
+
+#[test]
+fn a_request_that_never_ends_is_cut() {
+    const HEADER: Duration = Duration::from_secs(10);
+    let field = Field::new();
+    let mut hub = Hub::new(&field);
+    hub.manage(&["ca", "init"]);
+    hub.start();
+    let way = way(&field, &hub);
+    let begun = Instant::now();
+    let mut slow_head = way.tls().expect("the hub accepts");
+    slow_head.write_all(b"GET /healthz HTTP/1.1\r\nx: ").expect("a fresh connection");
+    let mut slow_body = way.tls().expect("the hub accepts");
+    let head = b"POST /v1/enroll HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000\r\n\r\n{";
+    slow_body.write_all(head).expect("a fresh connection");
+    let mut said = Vec::new();
+    // Cut, with TLS's goodbye or without.
+    let _ = slow_head.read_to_end(&mut said);
+    assert!(begun.elapsed() < HEADER + SOON, "{:?}", begun.elapsed());
+    let mut answer = [0; 64];
+    let read = slow_body.read(&mut answer).expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[test]

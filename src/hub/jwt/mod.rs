@@ -1,4 +1,5 @@
-//! JSON Web Tokens (RFC 7519) in compact form, signed with EdDSA or ES256 (PROTOCOL.md, section 11).
+//! JSON Web Tokens (RFC 7519) in compact form, signed with EdDSA or ES256 (PROTOCOL.md, section
+//! 11).
 //!
 //! Read and verified here with ring, which the hub has for TLS: the crate `jsonwebtoken` brings
 //! either aws-lc or the pure Rust primitives, a second body of cryptography, for what is a page.
