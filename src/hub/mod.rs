@@ -7,7 +7,7 @@
 //! | [`engine`] | what is kept, and the thread that commits it |
 //! | [`server`] | the process: store, listener, start and stop; `tls`, `upgrade` |
 //! | `authenticate` | who a gateway is; [`jwt`], `issuer` (keys of an outside one) and `fetch`, [`authority`] (the hub's own CA), `enrol` |
-//! | `throttle`, `arrivals` | how often strangers may try, and how many at once |
+//! | `throttle`, `arrivals`, `patience` | how often strangers may try, how many at once, and how long they may take nothing |
 //! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `presence` knows all of them |
 //! | `api` | the HTTP API; `access` (tokens and scopes), `commands`, `view`, and `refusal`, how it says no |
 //! | [`watch`] | `/v1/live`, for applications and browsers; `live` has the queues |
@@ -34,6 +34,7 @@ mod issuer;
 pub mod jwt;
 mod live;
 mod logging;
+mod patience;
 mod presence;
 mod refusal;
 pub mod server;

@@ -31,6 +31,7 @@ use super::{
     engine::{Answer, EngineError, Reader, Request, Sqlite, Store},
     issuer::IssuerKeys,
     live::Live,
+    patience::Patient,
     presence::Presence,
     refusal::Refusal,
     session::Now,
@@ -43,6 +44,9 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a peer may take for the head of a request, and be idle between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a peer may take nothing of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is buffered of a request's head.
 const HEADER_BYTES: usize = 16 << 10;
@@ -347,7 +351,7 @@ impl Greeting {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(socket), service)
+            .serve_connection(TokioIo::new(Patient::new(socket, WRITE_TIMEOUT)), service)
             .with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
