@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// What one gateway may send; [`BURST_S`] seconds' worth may come at once.
+/// What one gateway may send; two seconds' worth may come at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Traffic {
     /// Messages and control frames.
