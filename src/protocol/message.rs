@@ -389,7 +389,7 @@ pub struct ErrorMessage {
     /// With `gap`: what the hub expects next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<u64>,
-    /// With `rate`: how long to wait before the next session, in milliseconds.
+    /// When the hub ends the session for it: when to come back, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
