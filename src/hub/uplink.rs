@@ -109,6 +109,7 @@ async fn serve(
         identity,
         session,
         socket,
+        received: 0,
         reply,
         orders: None,
         welcomed: false,
@@ -134,6 +135,8 @@ struct Driver {
     identity: Identity,
     session: Session,
     socket: Socket,
+    /// How much of it had come when that was last looked at.
+    received: u64,
     /// Never holds more than the session has asked, which is bounded there.
     reply: mpsc::UnboundedSender<Result<Answer, EngineError>>,
     /// From `hello` on.
@@ -178,7 +181,10 @@ impl Driver {
                     }
                     self.session.handle_store(*signals.store_up.borrow());
                 }
-                Event::Timeout => self.session.handle_timeout(now()),
+                Event::Timeout => {
+                    self.note_received();
+                    self.session.handle_timeout(now());
+                }
                 Event::Order(Order::Stay) => {}
                 Event::Order(Order::TakenOver) => self.session.handle_taken_over(),
                 Event::Commands => self.session.handle_commands_waiting(),
@@ -212,6 +218,16 @@ impl Driver {
             Ok(()) = signals.changes.changed() => Event::Changes,
             () = stopped(&mut signals.stopping), if !self.session.is_draining() => Event::Stopping,
             () = sleep_until(deadline) => Event::Timeout,
+        }
+    }
+
+    /// On a slow line a large frame takes longer than any deadline: that some of it came shows that
+    /// the gateway lives.
+    fn note_received(&mut self) {
+        let received = self.socket.get_ref().received();
+        if received != self.received {
+            self.received = received;
+            self.session.handle_frame(now());
         }
     }
 
