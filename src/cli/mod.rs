@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod dialer;
 mod disk;
 mod driver;
 mod exposition;

@@ -13,10 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    driver::Dialer,
-    run::{dialer, prepare},
-};
+use super::{dialer::dialer, driver::Dialer, run::prepare};
 use crate::{
     config::{Config, Uplink},
     ops::control::{Ask, ask},
@@ -26,11 +23,12 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The keys that count without a restart.
-const LIVE: [&str; 5] = [
+const LIVE: [&str; 6] = [
     "uplink.ca_file",
     "uplink.client_cert_file",
     "uplink.client_key_file",
     "uplink.token_file",
+    "uplink.jwt",
     "uplink.connect_timeout",
 ];
 
@@ -120,7 +118,7 @@ impl Reload {
         } else {
             tracing::warn!(?changed, ?restart, "the configuration is read anew; restart for these");
         }
-        let dialer = dialer(merged.uplink.clone(), parts.uplink_tls);
+        let dialer = dialer(merged.uplink.clone(), parts.tokens, parts.uplink_tls);
         self.running = merged;
         self.last = last;
         Ok((dialer, account))
@@ -132,6 +130,7 @@ fn take_over_live(running: &mut Uplink, new: Uplink) {
     running.ca_file = new.ca_file;
     running.client_cert = new.client_cert;
     running.token_file = new.token_file;
+    running.jwt = new.jwt;
     running.connect_timeout = new.connect_timeout;
 }
 

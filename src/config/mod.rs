@@ -27,6 +27,7 @@ use std::{
 
 pub use error::ConfigError;
 pub use proxy::{Credentials, Proxy, ProxyKind, ProxyLogin};
+pub use uplink::{IDENTITY_DIR, IDENTITY_KEY};
 pub use values::{duration, show_duration, show_size};
 
 use self::{
@@ -207,8 +208,10 @@ pub struct Uplink {
     pub ca_file: Option<PathBuf>,
     /// The client certificate's chain and its key, for mTLS.
     pub client_cert: Option<(PathBuf, PathBuf)>,
-    /// A bearer token.
+    /// A bearer token; `None` beside `jwt`.
     pub token_file: Option<PathBuf>,
+    /// Tokens that the gateway signs itself.
+    pub jwt: Option<Jwt>,
     /// A Ping is sent when nothing was received for so long.
     pub ping_interval: Duration,
     /// How long its Pong may take.
@@ -225,6 +228,21 @@ pub struct Uplink {
     pub return_after: Duration,
     /// Whether commands of a plain server are obeyed.
     pub plain_commands: bool,
+}
+
+/// `[uplink.jwt]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Jwt {
+    /// What tokens are signed with: the identity's key, where no other is named.
+    pub key_file: PathBuf,
+    /// The hub that they are for; `None`: the first hub's name.
+    pub audience: Option<String>,
+    /// How long each is good.
+    pub lifetime: Duration,
+    /// Who issues them.
+    pub issuer: Option<String>,
+    /// The key's name at the hub.
+    pub kid: Option<String>,
 }
 
 /// A hub and the way to it.
@@ -247,6 +265,16 @@ pub struct HubUrl {
     pub port: u16,
     /// Path and query, at least `/`.
     pub path: String,
+}
+
+impl HubUrl {
+    /// Takes a `wss://` URL apart, or a `ws://` one of this machine.
+    ///
+    /// # Errors
+    /// In words: what is wrong, and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        values::hub_url(text)
+    }
 }
 
 impl fmt::Display for HubUrl {

@@ -11,6 +11,7 @@
 
 mod connect;
 mod dial;
+mod exchange;
 mod network;
 mod proxy;
 mod race;
@@ -29,7 +30,12 @@ use std::{
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
-pub use self::{network::watch_network, proxy::Via};
+pub use self::{
+    dial::Passed,
+    exchange::{Reply, exchange},
+    network::watch_network,
+    proxy::Via,
+};
 
 use crate::{config::HubUrl, identity::Token};
 
@@ -75,11 +81,23 @@ pub fn open(target: Target) -> Link {
 
 /// Whether `target` can be reached: DNS, TCP, proxy and TLS, and no further.
 pub async fn is_reachable(target: &Target) -> bool {
-    let reached = dial::reach(target, Arc::default()).await;
+    let reached = dial::reach(target, Arc::default(), &mut |_| ()).await;
     if let Err(down) = &reached {
         tracing::debug!(url = %target.url, ?down, "not reachable");
     }
     reached.is_ok()
+}
+
+/// Dials `target` as the gateway does, up to and with the upgrade, tells of each step that is done,
+/// and hangs up. Gives the subprotocol that the server selected.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn examine(
+    target: &Target,
+    note: &mut (dyn FnMut(Passed) + Send),
+) -> Result<Option<String>, Down> {
+    dial::dial(target, Arc::default(), note).await.map(|dialed| dialed.answer.subprotocol)
 }
 
 /// A live connection, or one being made. Dropping it ends the task and the socket at once, without
@@ -195,7 +213,7 @@ async fn run(
 ) {
     let dropped = events.clone();
     let live = async {
-        let down = match dial::dial(&target, counters).await {
+        let down = match dial::dial(&target, counters, &mut |_| ()).await {
             Err(down) => down,
             Ok(dialed) => socket::carry(dialed, &target, requests, &events).await,
         };
