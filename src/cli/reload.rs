@@ -13,9 +13,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{dialer::dialer, driver::Dialer, run::prepare};
+use super::{dialer::dialer, driver::Dialer, expiry, run::prepare};
 use crate::{
     config::{Config, Uplink},
+    identity::calendar::Moment,
     ops::control::{Ask, ask},
 };
 
@@ -83,6 +84,11 @@ impl Reload {
         // A file that was just read and now can't be is told of when someone asks to reload it.
         let started = written(&running.file).unwrap_or_default();
         Self { running, last: started.clone(), started }
+    }
+
+    /// The gateway's own certificates and their days, for `status`.
+    pub(super) fn certificates(&self) -> Value {
+        expiry::account(&self.running, Moment::now())
     }
 
     /// Reads the file. Gives what dials from now on, and an account for whoever asked.

@@ -9,6 +9,7 @@ use super::{
     dialer::{dialer, via},
     disk::{self, Found, Opening},
     driver::{self, Driver, Source, State},
+    expiry,
     reload::Reload,
 };
 use crate::{
@@ -179,6 +180,7 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     for note in &config.notes {
         tracing::info!("{note}");
     }
+    tokio::spawn(expiry::watch(config.clone()));
     let driver = Driver {
         gateway,
         disk,

@@ -10,7 +10,7 @@ use ring::{
 use rustls::{
     SignatureScheme,
     crypto::ring::sign::any_supported_type,
-    pki_types::PrivateKeyDer,
+    pki_types::{PrivateKeyDer, pem::PemObject as _},
     sign::{Signer, SigningKey},
 };
 use zeroize::Zeroizing;
@@ -88,6 +88,11 @@ impl DeviceKey {
                 "use an ECDSA (P-256, P-384), Ed25519 or RSA (2048 bits and more) key",
             )
         })
+    }
+
+    /// Reads a key in PEM; `None` if it is none.
+    pub fn from_pem(pem: &str) -> Option<Self> {
+        Self::from_der(&Zeroizing::new(PrivateKeyDer::from_pem_slice(pem.as_bytes()).ok()?))
     }
 
     fn from_der(der: &PrivateKeyDer<'_>) -> Option<Self> {

@@ -16,6 +16,7 @@ mod followed;
 mod jwt;
 mod key;
 mod name;
+mod pair;
 mod password;
 mod store;
 mod token;
@@ -31,6 +32,7 @@ pub use self::{
     jwt::Jwt,
     key::{DeviceKey, KeyType},
     name::{boot_id, gateway_id},
+    pair::{Pair, certificate_pem, certificates},
     password::password,
     store::{Contents, Staged, Store},
     token::{Token, TokenSource},

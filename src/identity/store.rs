@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! identity/gateway.key   0600  the private key, PKCS#8
+//! identity/gateway.pub   0644  the public key, for a hub that is to know it
 //! identity/gateway.pem   0644  its certificate and the chain to the CA
 //! identity/hub-ca.pem    0644  whom to believe
 //! identity.new/                what is being made; of no use after a crash
@@ -21,10 +22,15 @@ use std::{
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use zeroize::Zeroizing;
 
-use super::{DeviceKey, IdentityError, credential::effective_uid};
+use super::{
+    DeviceKey, IdentityError,
+    credential::{self, effective_uid},
+};
 use crate::config;
 
+const PUBLIC_KEY_FILE: &str = "gateway.pub";
 const CERT_FILE: &str = "gateway.pem";
 const CA_FILE: &str = "hub-ca.pem";
 
@@ -46,11 +52,12 @@ pub struct Contents<'a> {
 }
 
 /// An identity that is ready and not yet in force. Nobody else changes the same one while this
-/// lives.
+/// lives. Dropping it lets go of it; what is in force stays so.
 #[derive(Debug)]
 pub struct Staged {
     target: Store,
     new: Store,
+    is_only_staged: bool,
     _lock: File,
 }
 
@@ -73,6 +80,11 @@ impl Store {
     /// The private key's file.
     pub fn key_file(&self) -> PathBuf {
         self.directory.join(config::IDENTITY_KEY)
+    }
+
+    /// The public key's file.
+    pub fn public_key_file(&self) -> PathBuf {
+        self.directory.join(PUBLIC_KEY_FILE)
     }
 
     /// The certificate's file.
@@ -99,6 +111,18 @@ impl Store {
             }
             _ => DeviceKey::from_file(&file),
         }
+    }
+
+    /// The key's file as it stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::key`].
+    pub fn key_pem(&self) -> Result<Zeroizing<String>, IdentityError> {
+        let file = self.key_file();
+        let bytes = credential::secret(&file)?;
+        let text = std::str::from_utf8(&bytes).map(|text| Zeroizing::new(text.to_owned()));
+        text.map_err(|_| IdentityError::new(&file, "it is not PEM", "import the key again"))
     }
 
     /// Writes `contents` beside the identity in force, ready to take its place.
@@ -128,8 +152,10 @@ impl Store {
         let owner = fs::metadata(parent).map_err(unwritable)?;
         private.recursive(false).create(&new.directory).map_err(unwritable)?;
         hand_over(&new.directory, &owner).map_err(unwritable)?;
+        write(&new.key_file(), 0o600, contents.key, &owner).map_err(unwritable)?;
+        let public_key = new.key()?.public_key_pem();
         let files = [
-            (new.key_file(), 0o600, Some(contents.key)),
+            (new.public_key_file(), 0o644, Some(&*public_key)),
             (new.cert_file(), 0o644, contents.certificate),
             (new.ca_file(), 0o644, contents.ca),
         ];
@@ -139,7 +165,7 @@ impl Store {
             }
         }
         sync(&new.directory).map_err(unwritable)?;
-        Ok(Staged { target: self.clone(), new, _lock: lock })
+        Ok(Staged { target: self.clone(), new, is_only_staged: true, _lock: lock })
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -160,7 +186,8 @@ impl Staged {
     /// # Errors
     ///
     /// The file system does not let it; then what was in force still is.
-    pub fn promote(self) -> Result<(), IdentityError> {
+    pub fn promote(mut self) -> Result<(), IdentityError> {
+        self.is_only_staged = false;
         let (new, current) = (&self.new.directory, &self.target.directory);
         let promoted = || -> io::Result<()> {
             if current.exists() {
@@ -176,11 +203,15 @@ impl Staged {
         };
         promoted().map_err(|error| unwritable(current, &error))
     }
+}
 
-    /// Lets go of it; what is in force stays so.
-    pub fn discard(self) {
-        // What is left of it goes when the next one is staged.
-        remove(&self.new.directory).ok();
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Once it was to be promoted, the name may have what was in force.
+        if self.is_only_staged {
+            // What is left of it goes when the next one is staged.
+            remove(&self.new.directory).ok();
+        }
     }
 }
 
@@ -282,10 +313,11 @@ mod tests {
         assert!(staged.files().key().is_ok());
         let busy = store.stage(only(&second), true).unwrap_err();
         assert!(busy.fault.contains("another command"), "{busy}");
-        staged.discard();
-        assert_eq!(store.key().unwrap().public_key(), kept.public_key());
+        drop(staged);
+        assert!(!directory.path().join("identity.new").exists());
         // As a crash leaves it.
-        drop(store.stage(only(&second), true).unwrap());
+        fs::create_dir(directory.path().join("identity.new")).unwrap();
+        fs::write(directory.path().join("identity.new/gateway.key"), &*second).unwrap();
         assert_eq!(store.key().unwrap().public_key(), kept.public_key());
         store.stage(only(&second), true).unwrap().promote().unwrap();
         assert_ne!(store.key().unwrap().public_key(), kept.public_key());

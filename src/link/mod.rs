@@ -20,6 +20,7 @@ mod stream;
 mod upgrade;
 
 use std::{
+    fmt,
     io::ErrorKind,
     net::IpAddr,
     path::PathBuf,
@@ -79,9 +80,17 @@ pub fn open(target: Target) -> Link {
     Link { requests: request_sender, events: event_receiver, counters }
 }
 
-/// Whether `target` can be reached: DNS, TCP, proxy and TLS, and no further.
+/// Goes the way to `target`, DNS, TCP, proxy and TLS, and no further.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn reach(target: &Target) -> Result<(), Down> {
+    dial::reach(target, Arc::default(), &mut |_| ()).await.map(drop)
+}
+
+/// Whether `target` can be reached.
 pub async fn is_reachable(target: &Target) -> bool {
-    let reached = dial::reach(target, Arc::default(), &mut |_| ()).await;
+    let reached = reach(target).await;
     if let Err(down) = &reached {
         tracing::debug!(url = %target.url, ?down, "not reachable");
     }
@@ -203,6 +212,26 @@ pub enum Down {
     },
     /// The connection broke, or the peer broke the protocol.
     Cut(String),
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial { step, error } => write!(f, "{step}: {error}"),
+            Self::Refused { status: 401 | 403, .. } => f.write_str(
+                "the hub refuses the credential; see that it knows this gateway (fieldgate-hub \
+                 gateway list), and its log",
+            ),
+            Self::Refused { status: 404, .. } => {
+                f.write_str("there is nothing at this path (HTTP 404); correct the URL")
+            }
+            Self::Refused { status, .. } => {
+                write!(f, "the server answers with HTTP {status}; its log should say why")
+            }
+            Self::Closed { code, reason } => write!(f, "the peer closed with {code} {reason}"),
+            Self::Cut(error) => f.write_str(error),
+        }
+    }
 }
 
 async fn run(
