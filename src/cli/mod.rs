@@ -198,8 +198,16 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// # Panics
 /// When the kernel gives no event loop: nothing can be done then.
 fn with_runtime<T>(work: impl Future<Output = T>) -> T {
+    let mut done = None;
+    run_to_end(Box::pin(async { done = Some(work.await) }));
+    done.expect("it ran to its end")
+}
+
+/// One event loop's code for all commands: boards are small.
+#[inline(never)]
+fn run_to_end(work: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("the kernel gives an event loop").block_on(work)
+    runtime.expect("the kernel gives an event loop").block_on(work);
 }
 
 fn with_config(file: &std::path::Path, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {

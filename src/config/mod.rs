@@ -89,7 +89,7 @@ impl Config {
         file: &Path,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let (config, faults) = parse(text, file, env)?;
+        let (config, faults) = parse(text, file, env.collect())?;
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(file, faults)) }
     }
 }
@@ -113,7 +113,7 @@ impl SpoolPlace {
         let file = path.unwrap_or(Path::new("environment"));
         let text = path.map(read_file).transpose();
         let text = text.map_err(|text| fault(file, Origin::File, text))?.unwrap_or_default();
-        let (config, mut faults) = parse(&text, file, variables(file)?.into_iter())?;
+        let (config, mut faults) = parse(&text, file, variables(file)?)?;
         let is_size =
             !faults.iter().any(|fault| matches!(&*fault.key, "spool" | "spool.max_bytes"));
         // A misspelt state_dir would lead to another gateway's spool.
@@ -131,11 +131,11 @@ impl SpoolPlace {
 fn parse(
     text: &str,
     file: &Path,
-    env: impl Iterator<Item = (String, String)>,
+    env: Vec<(String, String)>,
 ) -> Result<(Config, Vec<Fault>), ConfigError> {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
     let folder = absolute.parent().unwrap_or(Path::new("/")).into();
-    let places = Places { folder, environment: Environment::read(env) };
+    let places = Places { folder, environment: Environment::read(env.into_iter()) };
     let mut faults = Vec::new();
     let mut raw =
         Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;

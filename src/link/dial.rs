@@ -1,7 +1,7 @@
 //! From a URL to an open WebSocket: DNS, TCP, a proxy if there is one, TLS, upgrade. Each step has
 //! its own deadline, and each failure names the step, the thing and the remedy.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use rustls::{
     ClientConfig,
@@ -62,12 +62,16 @@ pub(super) async fn dial(
     Ok(Dialed { stream, answer, rest })
 }
 
-/// The way to the hub, up to and with TLS.
-pub(super) async fn reach(
-    target: &Target,
+/// The way to the hub, up to and with TLS. Boxed, so that its code is there once for all who go it.
+pub(super) fn reach<'a>(
+    target: &'a Target,
     counters: Arc<Counters>,
-    note: Note<'_>,
-) -> Result<Stream, Down> {
+    note: Note<'a>,
+) -> Pin<Box<dyn Future<Output = Result<Stream, Down>> + Send + 'a>> {
+    Box::pin(go(target, counters, note))
+}
+
+async fn go(target: &Target, counters: Arc<Counters>, note: Note<'_>) -> Result<Stream, Down> {
     let (url, limit) = (&target.url, target.connect_timeout);
     // With a proxy, its name is the one to be resolved here.
     let (host, port) = match &target.proxy {

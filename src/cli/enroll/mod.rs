@@ -10,7 +10,7 @@ mod written;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use serde::Deserialize;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use self::{invitation::Invitation, written::Plan};
@@ -63,16 +63,29 @@ enum Trust {
 }
 
 /// What the hub answers (PROTOCOL.md, section 11).
-#[derive(Deserialize)]
 struct Enrolled {
     gateway: String,
     certificate: String,
     ca: String,
     uplink: String,
-    #[serde(default)]
+    /// Empty where the hub takes no tokens.
     audience: String,
-    #[serde(default)]
     public_key_registered: bool,
+}
+
+impl Enrolled {
+    fn read(text: &str) -> Option<Self> {
+        let answer: Value = serde_json::from_str(text).ok()?;
+        let text = |name: &str| answer[name].as_str().map(str::to_owned);
+        Some(Self {
+            gateway: text("gateway")?,
+            certificate: text("certificate")?,
+            ca: text("ca")?,
+            uplink: text("uplink")?,
+            audience: text("audience").unwrap_or_default(),
+            public_key_registered: answer["public_key_registered"] == true,
+        })
+    }
 }
 
 /// Enrols this board, and examines what came of it.
@@ -148,14 +161,14 @@ async fn contact(
     let mut target = dialer::target(uplink, 0, None, Some(tls)).map_err(said)?;
     target.ca_file = ca.is_some().then_some(ca_file);
     target.url.path = "/v1/enroll".into();
-    let request = serde_json::to_string(&request).expect("text is JSON");
+    let request = Value::from(request);
     let code = invitation.code.reveal();
     let body = Zeroizing::new(format!("{{\"code\":\"{code}\",\"csr\":{request}}}"));
     let reply = link::exchange(&target, Some(&body)).await;
     let reply = reply.map_err(|down| said(down.to_string()))?;
-    let enrolled: Enrolled = match reply.status {
-        200 => serde_json::from_str(&reply.body)
-            .map_err(|_| said(format!("{ANSWER} is none; is the hub of another version?")))?,
+    let enrolled = match reply.status {
+        200 => Enrolled::read(&reply.body)
+            .ok_or_else(|| said(format!("{ANSWER} is none; is the hub of another version?")))?,
         _ => return Err(said(refusal(&reply))),
     };
     // The answer came from a verified hub; still it must be about this key.

@@ -19,9 +19,6 @@ use crate::{
     },
 };
 
-/// The configuration that is looked for where none is named.
-const DEFAULT_CONFIG: &str = "/etc/fieldgate/fieldgate.toml";
-
 /// A certificate that has fewer days left is told of.
 const FEW_DAYS: i64 = 30;
 
@@ -191,10 +188,11 @@ fn store_of(directory: Option<&Path>, file: &ConfigFile) -> Result<Store, Failur
     }
 }
 
-/// The state directory that the configuration names, or the default of one that is not there yet.
+/// The state directory that the configuration names; the default where there is none yet: the
+/// identity comes first.
 pub(super) fn state_dir(file: &ConfigFile) -> Result<PathBuf, ConfigError> {
-    let named = file.config != Path::new(DEFAULT_CONFIG) || file.config.exists();
-    Ok(SpoolPlace::load(named.then_some(&*file.config))?.state_dir)
+    let is_there = file.config.exists();
+    Ok(SpoolPlace::load(is_there.then_some(&*file.config))?.state_dir)
 }
 
 fn new(store: &Store, kind: Kind, replace: bool) -> Result<(), Failure> {

@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
 use crate::{
@@ -19,11 +18,6 @@ use crate::{
 
 /// What names the hub's answer in errors.
 const ANSWER: &str = "the hub's answer";
-
-#[derive(Deserialize)]
-struct Renewed {
-    certificate: String,
-}
 
 /// Renews the certificate that the configuration names. What is in force stays so until a
 /// connection with the new one worked.
@@ -54,7 +48,7 @@ pub(super) fn renew(file: &Path, url: Option<&str>, new_key: bool) -> Result<(),
         .map_err(|fault| Failure::Other(format!("{}: {fault}", store.key_file().display())))?;
     let pair = with_runtime(async {
         let answer = ask(uplink, url, token.clone(), &request).await?;
-        Ok::<_, Failure>(Pair::answered(ANSWER, &answer.certificate, &key, key_pem)?)
+        Ok::<_, Failure>(Pair::answered(ANSWER, &answer, &key, key_pem)?)
     })?;
     let ca = std::fs::read_to_string(store.ca_file()).ok();
     let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
@@ -92,7 +86,7 @@ async fn ask(
     url: Option<&str>,
     token: Option<Token>,
     request: &str,
-) -> Result<Renewed, Failure> {
+) -> Result<String, Failure> {
     let said = |text: String| Failure::Other(text);
     let tls = tls(uplink, uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key)))?;
     let mut target = dialer::target(uplink, 0, token, tls).map_err(said)?;
@@ -108,8 +102,9 @@ async fn ask(
         let down = link::Down::Refused { status: reply.status, retry_after: reply.retry_after };
         return Err(said(format!("not renewed: {down}")));
     }
-    serde_json::from_str(&reply.body)
-        .map_err(|_| said(format!("{ANSWER} has no certificate; is the hub of another version?")))
+    let answer: Value = serde_json::from_str(&reply.body).unwrap_or_default();
+    let certificate = answer["certificate"].as_str().map(str::to_owned);
+    certificate.ok_or_else(|| said(format!("{ANSWER} has no certificate; see its version")))
 }
 
 /// A connection with the staged pair, up to and with the upgrade.
