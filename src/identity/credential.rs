@@ -114,8 +114,9 @@ fn check_guarded(
         ));
     }
     let owner = metadata.uid();
-    // Without /proc nobody tells who we are; that the file could be opened then says enough.
-    if owner_matters && owner != 0 && us.is_some_and(|us| us != owner) {
+    // Without /proc nobody tells who we are; that the file could be opened then says enough. Root
+    // enrols and examines a gateway whose files are its user's.
+    if owner_matters && owner != 0 && us.is_some_and(|us| us != owner && us != 0) {
         let us = us.unwrap_or_default();
         return Err(IdentityError::new(
             file,
@@ -192,6 +193,7 @@ mod tests {
         assert!(check_guarded(&file, &metadata, Guard::Owner, Some(owner)).is_ok());
         assert!(check_guarded(&file, &metadata, Guard::Systemd, Some(other)).is_ok());
         let refused = check_guarded(&file, &metadata, Guard::Owner, Some(other));
+        assert!(check_guarded(&file, &metadata, Guard::Owner, Some(0)).is_ok());
         // Root's files are nobody else's secret.
         assert_eq!(refused.is_err(), owner != 0);
 

@@ -112,7 +112,7 @@ impl Issuer {
         self.shared.closed.store(true, Ordering::Relaxed);
     }
 
-    /// Each request's first line.
+    /// Each request's first line, and behind it the serial number of the client's certificate.
     pub fn heard(&self) -> Vec<String> {
         self.shared.heard.lock().expect("no handler panics").clone()
     }
@@ -177,7 +177,7 @@ impl Shared {
             let session = ServerConnection::new(self.tls.clone()).expect("a checked configuration");
             let mut tls = StreamOwned::new(session, tcp);
             if let Some(request) = read(&mut tls) {
-                let answer = self.answer(&request, tls.conn.peer_certificates().is_some());
+                let answer = self.answer(&request, serial(&tls.conn));
                 // The client may have turned away.
                 let _ = tls.write_all(answer.as_bytes());
                 tls.conn.send_close_notify();
@@ -186,10 +186,12 @@ impl Shared {
         }
     }
 
-    fn answer(&self, request: &str, has_certificate: bool) -> String {
+    fn answer(&self, request: &str, serial: Option<String>) -> String {
         let (head, body) = request.split_once("\r\n\r\n").expect("a whole request");
         let line = head.lines().next().unwrap_or_default().to_owned();
-        self.heard.lock().expect("no handler panics").push(line.clone());
+        let has_certificate = serial.is_some();
+        let heard = format!("{line} {}", serial.unwrap_or_default()).trim_end().to_owned();
+        self.heard.lock().expect("no handler panics").push(heard);
         let body: Value = serde_json::from_str(body).unwrap_or_default();
         match line.trim_end_matches(" HTTP/1.1") {
             "GET /v1/enroll/ca" => reply("200 OK", &self.ca_pem),
@@ -231,6 +233,12 @@ impl Shared {
         });
         reply("200 OK", &answer.to_string())
     }
+}
+
+fn serial(session: &ServerConnection) -> Option<String> {
+    let own = session.peer_certificates()?.first()?;
+    let (_, own) = x509_parser::parse_x509_certificate(own).expect("it was verified");
+    Some(own.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn upgraded(head: &str) -> String {

@@ -9,7 +9,7 @@ use crate::field::{
     Field, SOON,
     certificate::private,
     eventually, free_port,
-    gateway::{Setup, binary, run_command},
+    gateway::{Gateway, Setup, binary, run_command},
     hub::Hub,
     issuer::{AUDIENCE, CODE, GATEWAY, Issuer},
     process::{Process, run},
@@ -146,6 +146,52 @@ fn a_renewed_certificate_is_in_force_only_after_a_connection_with_it() {
     let (code, text) = said(&field, &["doctor"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("fail  upgrade") && text.contains("refuses the credential"), "{text}");
+}
+
+#[test]
+fn a_running_gateway_takes_up_what_was_renewed_and_nothing_that_does_not_fit() {
+    let field = Field::new();
+    let issuer = Issuer::start(false);
+    said(&field, &["enroll", &issuer.invitation(CODE, &issuer.fingerprint())]);
+    let identity = field.path("state/identity");
+    let file = |name: &str| identity.join(name).display().to_string();
+    let uplink = format!(
+        "url = \"wss://localhost:{}/v1/gateway\"\nca_file = \"{}\"\nclient_cert_file = \"{}\"\n\
+         client_key_file = \"{}\"\nprotocol = \"managed\"",
+        issuer.port,
+        file("hub-ca.pem"),
+        file("gateway.pem"),
+        file("gateway.key")
+    );
+    let setup = Setup { id: GATEWAY, ..Setup::towards(uplink) };
+    let gateway = Gateway::started(&field, &setup);
+    let status = gateway.status().expect("it runs");
+    assert_eq!(status["certificates"][0]["subject"], "CN=gw-7f3a", "{status}");
+    assert!(status["certificates"][0]["days_left"].as_i64() > Some(1000), "{status}");
+    // The issuer hangs up after each upgrade, so the gateway comes again and again.
+    let comes = |serial: &str| {
+        let before = issuer.heard().len();
+        let line = format!("GET /v1/gateway HTTP/1.1 {serial}");
+        eventually(&format!("a connection with certificate {serial}"), SOON, || {
+            issuer.heard()[before..].contains(&line).then_some(())
+        });
+    };
+    comes("01");
+    let (code, text) = said(&field, &["identity", "renew", "--new-key"]);
+    assert_eq!(code, Some(0), "{text}");
+    comes("02");
+    std::fs::write(identity.join("gateway.key"), stranger_key(&field, &issuer))
+        .expect("it is ours");
+    eventually("the misfit is told of", SOON, || {
+        gateway.log().contains("is not the key of the certificate").then_some(())
+    });
+    comes("02");
+    let log = gateway.log();
+    assert_eq!(log.matches("those of before go on").count(), 1, "{log}");
+}
+
+fn stranger_key(field: &Field, issuer: &Issuer) -> String {
+    issuer.issue(field, "stranger", 2100).serialize_pem()
 }
 
 #[test]
