@@ -1,11 +1,10 @@
 //! `fieldgate doctor`: each thing that a gateway needs, tried one after the other, with the remedy
 //! for what is wrong.
 //!
-//! It changes nothing. It dials the hub as the gateway does, up to and with the upgrade, and says no
-//! `hello`: that would end the session of a gateway that runs.
+//! It changes nothing. It dials the hub as the gateway does, up to and with the upgrade, and says
+//! no `hello`: that would end the session of a gateway that runs.
 
 use std::{
-    fmt::Display,
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::Duration,
@@ -62,26 +61,26 @@ struct Findings {
 }
 
 impl Findings {
-    fn note(&mut self, outcome: Outcome, step: &str, text: impl Display) {
+    #[inline(never)]
+    fn note(&mut self, outcome: Outcome, step: &str, text: String) {
         self.failed |= outcome == Outcome::Fail;
         if self.as_json {
-            let text = text.to_string();
             self.steps.push(json!({ "step": step, "outcome": outcome.word(), "text": text }));
         } else {
             println!("{:<4}  {step:<13} {text}", outcome.word());
         }
     }
 
-    fn ok(&mut self, step: &str, text: impl Display) {
-        self.note(Outcome::Ok, step, text);
+    fn ok(&mut self, step: &str, text: impl Into<String>) {
+        self.note(Outcome::Ok, step, text.into());
     }
 
-    fn warn(&mut self, step: &str, text: impl Display) {
-        self.note(Outcome::Warn, step, text);
+    fn warn(&mut self, step: &str, text: impl Into<String>) {
+        self.note(Outcome::Warn, step, text.into());
     }
 
-    fn fail(&mut self, step: &str, text: impl Display) {
-        self.note(Outcome::Fail, step, text);
+    fn fail(&mut self, step: &str, text: impl Into<String>) {
+        self.note(Outcome::Fail, step, text.into());
     }
 
     /// Exit code 1 when a step failed.
@@ -115,11 +114,11 @@ pub(super) fn examine_new(config: &Config) -> ExitCode {
 }
 
 fn examine(config: &Config, findings: &mut Findings) {
-    findings.ok("configuration", config.file.display());
+    findings.ok("configuration", config.file.display().to_string());
     files(config, findings);
     let now = Moment::now();
     if driver::now().wall.synced {
-        findings.ok("clock", now);
+        findings.ok("clock", now.to_string());
     } else {
         let text = format!("it says {now}, which can't be; set it, or have it set (timesyncd)");
         findings.warn("clock", text);
@@ -231,7 +230,7 @@ fn broker(mqtt: &Mqtt, findings: &mut Findings) {
     let config = tls.then(|| identity::client_tls(mqtt.ca_file.as_deref(), pair)).transpose();
     let config = match config {
         Ok(config) => config,
-        Err(error) => return findings.fail("broker", error),
+        Err(error) => return findings.fail("broker", error.to_string()),
     };
     let target = link::Target {
         url: HubUrl { tls: *tls, host: host.clone(), port: *port, path: "/".into() },
@@ -246,7 +245,7 @@ fn broker(mqtt: &Mqtt, findings: &mut Findings) {
     };
     match with_runtime(link::reach(&target)) {
         Ok(()) => findings.ok("broker", format!("{host} answers on port {port}")),
-        Err(down) => findings.fail("broker", down),
+        Err(down) => findings.fail("broker", down.to_string()),
     }
 }
 
@@ -256,7 +255,7 @@ fn hubs(config: &Config, uplink: &Uplink, findings: &mut Findings) {
     let tls = wants_tls.then(|| identity::client_tls(uplink.ca_file.as_deref(), pair)).transpose();
     let tls = match tls {
         Ok(tls) => tls,
-        Err(error) => return findings.fail("TLS", error),
+        Err(error) => return findings.fail("TLS", error.to_string()),
     };
     let id = match &config.gateway.id {
         Some(id) => Ok(id.clone()),
@@ -264,14 +263,14 @@ fn hubs(config: &Config, uplink: &Uplink, findings: &mut Findings) {
     };
     let id = match id {
         Ok(id) => id,
-        Err(error) => return findings.fail("identity", error),
+        Err(error) => return findings.fail("identity", error.to_string()),
     };
     findings.ok("identity", format!("this gateway is called {id}"));
     let now_ms = driver::now().wall.unix_ms;
     let token = TokenSource::of(uplink, &id).map(|tokens| tokens.token(now_ms)).transpose();
     let token = match token {
         Ok(token) => token.map(|(token, _)| token),
-        Err(error) => return findings.fail("identity", error),
+        Err(error) => return findings.fail("identity", error.to_string()),
     };
     for at in 0..uplink.hubs.len() {
         match dialer::target(uplink, at, token.clone(), tls.clone()) {

@@ -11,6 +11,7 @@ mod enroll;
 mod expiry;
 mod exposition;
 mod identity;
+mod options;
 mod reload;
 mod run;
 mod send;

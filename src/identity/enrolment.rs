@@ -31,8 +31,8 @@ const FINGERPRINT_DIGITS: usize = 26;
 pub struct EnrolmentCode(Zeroizing<String>);
 
 impl EnrolmentCode {
-    /// Reads it as a person types it: in either case, with O for 0 and I or L for 1, with or without
-    /// its hyphens. `None` if it is no code.
+    /// Reads it as a person types it: in either case, with O for 0 and I or L for 1, with or
+    /// without its hyphens. `None` if it is no code.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = digits(text).filter(|digits| digits.len() == CODE_DIGITS)?;
         let mut code = Zeroizing::new(String::with_capacity(CODE_DIGITS + 2));

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use serde_json::json;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{
@@ -54,24 +54,21 @@ impl Jwt {
             KeyType::P256 => "ES256",
             KeyType::Ed25519 => "EdDSA",
         };
-        let mut header = json!({ "alg": algorithm, "typ": "JWT" });
-        if let Some(kid) = &self.kid {
-            header["kid"] = kid.as_str().into();
-        }
         let mut unique = [0; 16];
         let random = SystemRandom::new().fill(&mut unique);
         random.map_err(|_| unusable("the kernel gives no random numbers"))?;
         let issued = unix_now_ms / 1000;
         let expires = issued + self.lifetime.as_secs();
-        let mut claims = json!({
-            "sub": self.subject, "aud": self.audience, "iat": issued, "exp": expires,
-            "jti": hex(&unique),
-        });
-        if let Some(issuer) = &self.issuer {
-            claims["iss"] = issuer.as_str().into();
-        }
-        let [header, claims] =
-            [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+        let header = [("alg", Some(algorithm)), ("typ", Some("JWT")), ("kid", self.kid.as_deref())];
+        let jti = hex(&unique);
+        let claims = [
+            ("sub", Some(&*self.subject)),
+            ("aud", Some(&self.audience)),
+            ("iss", self.issuer.as_deref()),
+            ("jti", Some(&jti)),
+        ];
+        let header = encoded(&header, String::new());
+        let claims = encoded(&claims, format!(",\"iat\":{issued},\"exp\":{expires}"));
         let mut text = Zeroizing::new(format!("{header}.{claims}"));
         let signature = signer.sign(text.as_bytes()).ok().and_then(|signature| match kind {
             KeyType::P256 => fixed(&signature),
@@ -82,6 +79,18 @@ impl Jwt {
         let token = Token::parse(&text).ok_or_else(|| unusable("its tokens would be too long"))?;
         Ok((token, expires * 1000))
     }
+}
+
+/// A JSON object of these members and `rest`, in base64url.
+fn encoded(members: &[(&str, Option<&str>)], rest: String) -> String {
+    let mut json = rest;
+    for (name, value) in members {
+        if let Some(value) = value {
+            json += &format!(",\"{name}\":{}", Value::from(*value));
+        }
+    }
+    // Each begins with a comma.
+    URL_SAFE_NO_PAD.encode(format!("{{{}}}", &json[1..]))
 }
 
 /// An ECDSA signature as RFC 7518, section 3.4, wants it: r and s, each in 32 bytes.
@@ -102,7 +111,7 @@ mod tests {
     use ring::signature::{
         ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm,
     };
-    use serde_json::Value;
+    use serde_json::json;
 
     use super::*;
     use crate::identity::key::tests::written;

@@ -41,7 +41,8 @@ impl Pair {
         Ok(Self { key: Zeroizing::new(pem(label, der.secret_der())), chain, certificate })
     }
 
-    /// Takes a chain that was answered for `key`, whose PEM is `key_pem`. `from` names it in errors.
+    /// Takes a chain that was answered for `key`, whose PEM is `key_pem`. `from` names it in
+    /// errors.
     ///
     /// # Errors
     ///

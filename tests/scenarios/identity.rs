@@ -60,7 +60,7 @@ fn a_code_ends_in_an_identity_that_the_hub_takes() {
     let key = std::fs::read_to_string(identity.join("gateway.key")).expect("it was just made");
     let secret = key.lines().nth(1).expect("a line of it");
     let shown = shown(&field);
-    assert_eq!(shown["certificate"]["subject"], "CN=gw-7f3a");
+    assert_eq!(shown["subject"], "CN=gw-7f3a");
     assert!(!shown.to_string().contains(secret) && !text.contains(secret));
     let (code, text) = said(&field, &["check"]);
     assert_eq!(code, Some(0), "{text}");
@@ -122,7 +122,7 @@ fn a_renewed_certificate_is_in_force_only_after_a_connection_with_it() {
     let field = Field::new();
     let issuer = Issuer::start(false);
     said(&field, &["enroll", &issuer.invitation(CODE, &issuer.fingerprint())]);
-    let serial = || shown(&field)["certificate"]["serial"].as_str().expect("it has one").to_owned();
+    let serial = || shown(&field)["serial"].as_str().expect("it has one").to_owned();
     let fingerprint = || shown(&field)["fingerprint"].as_str().expect("it has one").to_owned();
     let (first, key) = (serial(), fingerprint());
     let needs = |within| said(&field, &["identity", "needs-renewal", "--within", within]).0;

@@ -37,6 +37,9 @@ impl Invitation {
             return Self::from_short(short);
         }
         let hub = hub_url(&arguments.hub)?;
+        if arguments.ca_fingerprint.is_some() && arguments.ca_file.is_some() {
+            return Err("--ca-fingerprint and --ca-file say the same; give one of them".into());
+        }
         let trust = match (&arguments.ca_fingerprint, &arguments.ca_file) {
             (Some(text), _) => Trust::Fingerprint(fingerprint(text)?),
             (None, Some(file)) => Trust::File(file.clone()),

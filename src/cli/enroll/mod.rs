@@ -10,6 +10,7 @@ mod written;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use clap::ArgMatches;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -17,6 +18,7 @@ use self::{invitation::Invitation, written::Plan};
 use super::{
     ConfigFile, EXIT_USAGE, dialer, doctor, driver,
     identity::{Failure, state_dir},
+    options::{Opt, text, with},
     with_runtime,
 };
 use crate::{
@@ -33,25 +35,52 @@ use crate::{
 const ANSWER: &str = "the hub's answer";
 
 /// What to enrol with.
-#[derive(Debug, clap::Args)]
+#[derive(Debug)]
 pub(super) struct Arguments {
-    /// The hub, such as https://hub.example.com, or FIELDGATE:HOST/CODE/FINGERPRINT as the hub shows
-    /// it
     hub: String,
-    /// The code that the hub gave out; - reads standard input, file:NAME a file
-    #[arg(long)]
     code: Option<String>,
-    /// The fingerprint of the hub's CA, as the hub shows it
-    #[arg(long, value_name = "FINGERPRINT")]
     ca_fingerprint: Option<String>,
-    /// The CA of the hub's certificate, in PEM [default: the authorities that the system trusts]
-    #[arg(long, value_name = "FILE", conflicts_with = "ca_fingerprint")]
     ca_file: Option<PathBuf>,
-    /// In place of the identity that is there, which is kept as .old
-    #[arg(long)]
     replace: bool,
-    #[command(flatten)]
-    file: ConfigFile,
+    config: PathBuf,
+}
+
+const OPTIONS: [Opt; 4] = [
+    Opt("code", "CODE", "The hub's code; - reads standard input, file:NAME a file"),
+    Opt("ca-fingerprint", "FINGERPRINT", "The fingerprint of the hub's CA, as the hub shows it"),
+    Opt("ca-file", "FILE", "The CA of the hub's certificate, in PEM [default: the system's store]"),
+    Opt("replace", "", "In place of the identity that is there, which is kept as .old"),
+];
+
+impl clap::FromArgMatches for Arguments {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self {
+            hub: text(matches, "hub").unwrap_or_default(),
+            code: text(matches, "code"),
+            ca_fingerprint: text(matches, "ca-fingerprint"),
+            ca_file: text(matches, "ca-file").map(PathBuf::from),
+            replace: matches.get_flag("replace"),
+            config: ConfigFile::from_arg_matches(matches)?.config,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Arguments {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let help = "The hub, such as https://hub.example.com, or FIELDGATE:HOST/CODE/FINGERPRINT \
+                    as the hub shows it";
+        let hub = clap::Arg::new("hub").value_name("HUB").help(help).required(true);
+        ConfigFile::augment_args(with(command.arg(hub), &OPTIONS))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
 }
 
 /// By what the hub is known at the first contact.
@@ -107,8 +136,8 @@ pub(super) fn enroll(arguments: &Arguments) -> ExitCode {
 }
 
 fn run(arguments: &Arguments, invitation: &Invitation) -> Result<Config, Failure> {
-    let config_file = &arguments.file.config;
-    let state_dir = state_dir(&arguments.file)?;
+    let config_file = &arguments.config;
+    let state_dir = state_dir(config_file)?;
     let store = Store::of_state_dir(&state_dir);
     if store.cert_file().exists() && !arguments.replace {
         let own = Certificate::from_file(&store.cert_file())?;

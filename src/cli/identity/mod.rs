@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use super::ConfigFile;
+use clap::{ArgMatches, Args as _, FromArgMatches as _};
+
+use super::{
+    ConfigFile, EXIT_USAGE,
+    options::{Opt, text, with},
+};
 use crate::{
     config::{Config, ConfigError, SpoolPlace, duration},
     identity::{
@@ -22,105 +27,105 @@ use crate::{
 /// A certificate that has fewer days left is told of.
 const FEW_DAYS: i64 = 30;
 
+/// The commands, what they do, and their options.
+const COMMANDS: [(&str, &str, &[Opt]); 6] = [
+    (
+        "new",
+        "Make a device key; it never leaves the board",
+        &[
+            Opt(
+                "key-type",
+                "TYPE",
+                "p256 (ECDSA, which every server takes) or ed25519 [default: p256]",
+            ),
+            Opt(
+                "out",
+                "DIR",
+                "The directory to make it in [default: identity in the state directory]",
+            ),
+            Opt("replace", "", "In place of the one that is there, which is kept as .old"),
+        ],
+    ),
+    (
+        "csr",
+        "Make a certificate request for one's own CA",
+        &[
+            Opt("subject", "ID", "The subject's common name [default: the gateway's id]"),
+            Opt("out", "FILE", "Where to [default: standard output]"),
+            DIR,
+        ],
+    ),
+    (
+        "import",
+        "Take in a certificate and its key, after a look at both",
+        &[
+            Opt("cert", "FILE", "The certificate and its chain, in PEM"),
+            Opt(
+                "key",
+                "FILE",
+                "The key, in PEM, without a passphrase [default: the device key here]",
+            ),
+            Opt("ca", "FILE", "The CA of the hub's certificate, in PEM"),
+            Opt("replace", "", "In place of a key that is there, which is kept as .old"),
+            DIR,
+        ],
+    ),
+    (
+        "show",
+        "Show the certificate and the public key, never the private one",
+        &[Opt("json", "", "As one JSON object"), DIR],
+    ),
+    (
+        "needs-renewal",
+        "Whether the certificate ends soon: exit code 0 if so, 1 if not, 2 if that can't be told",
+        &[Opt("within", "DURATION", "How soon, such as 12h [default: 30d]"), DIR],
+    ),
+    (
+        "renew",
+        "Have the hub issue a new certificate, try it, and put it in force",
+        &[
+            Opt("url", "URL", "The hub, such as https://hub.example.com [default: of uplink.url]"),
+            Opt("new-key", "", "With a new key"),
+        ],
+    ),
+];
+
+const DIR: Opt =
+    Opt("dir", "DIR", "The identity's directory [default: identity in the state directory]");
+
 /// What to do with the identity.
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Command {
-    /// Make a device key; it never leaves the board
-    New {
-        /// What kind of key
-        #[arg(long, value_enum, default_value_t = Kind::P256)]
-        key_type: Kind,
-        /// The directory to make it in [default: identity in the gateway's state directory]
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-        /// In place of the one that is there, which is kept as .old
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        file: ConfigFile,
-    },
-    /// Make a certificate request for one's own CA
-    Csr {
-        /// The subject's common name [default: the gateway's id]
-        #[arg(long, value_name = "ID")]
-        subject: Option<String>,
-        /// Where to [default: standard output]
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Take in a certificate and its key, after a look at both
-    Import {
-        /// The certificate and its chain, in PEM
-        #[arg(long, value_name = "FILE")]
-        cert: PathBuf,
-        /// The key, in PEM, without a passphrase [default: the device key that is there]
-        #[arg(long, value_name = "FILE")]
-        key: Option<PathBuf>,
-        /// The CA of the hub's certificate, in PEM
-        #[arg(long, value_name = "FILE")]
-        ca: Option<PathBuf>,
-        /// In place of a key that is there, which is kept as .old
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Show the certificate and the public key, never the private one
-    Show {
-        /// As one JSON object
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Whether the certificate ends soon: exit code 0 if so, 1 if not, 2 if that can't be told
-    NeedsRenewal {
-        /// How soon (such as 30d or 12h)
-        #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = days)]
-        within: Duration,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Have the hub issue a new certificate, try it, and put it in force
-    Renew {
-        /// The hub to ask, such as https://hub.example.com [default: that of uplink.url]
-        #[arg(long)]
-        url: Option<String>,
-        /// With a new key
-        #[arg(long)]
-        new_key: bool,
-        #[command(flatten)]
-        file: ConfigFile,
-    },
+#[derive(Debug)]
+pub(super) struct Command {
+    name: String,
+    options: ArgMatches,
 }
 
-/// Which identity.
-#[derive(Debug, clap::Args)]
-pub(super) struct Place {
-    /// The directory of the identity [default: identity in the gateway's state directory]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    #[command(flatten)]
-    file: ConfigFile,
+impl clap::FromArgMatches for Command {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let (name, options) = matches.subcommand().expect("clap asks for one");
+        Ok(Self { name: name.to_owned(), options: options.clone() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
-/// The kinds of key.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Kind {
-    /// ECDSA, which every server takes
-    P256,
-    /// EdDSA
-    Ed25519,
-}
+impl clap::Subcommand for Command {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        let commands = COMMANDS.iter().map(|(name, about, options)| {
+            ConfigFile::augment_args(with(clap::Command::new(*name).about(*about), options))
+        });
+        command.subcommand_required(true).arg_required_else_help(true).subcommands(commands)
+    }
 
-impl From<Kind> for KeyType {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::P256 => Self::P256,
-            Kind::Ed25519 => Self::Ed25519,
-        }
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        COMMANDS.iter().any(|(known, ..)| *known == name)
     }
 }
 
@@ -133,6 +138,9 @@ pub(super) enum Failure {
     /// A file of the identity can't be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// What was typed can't be meant.
+    #[error("{0}")]
+    Usage(String),
     /// In words.
     #[error("{0}")]
     Other(String),
@@ -143,6 +151,7 @@ impl Failure {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(ConfigError::EXIT_CODE),
+            Self::Usage(_) => ExitCode::from(EXIT_USAGE),
             Self::Identity(_) | Self::Other(_) => ExitCode::FAILURE,
         }
     }
@@ -150,70 +159,90 @@ impl Failure {
 
 /// Does it.
 pub(super) fn identity(command: &Command) -> ExitCode {
-    let done = match command {
-        Command::New { key_type, out, replace, file } => {
-            store_of(out.as_deref(), file).and_then(|store| new(&store, *key_type, *replace))
-        }
-        Command::Csr { subject, out, place } => csr(subject.as_deref(), out.as_deref(), place),
-        Command::Import { cert, key, ca, replace, place } => {
-            import(cert, key.as_deref(), ca.as_deref(), *replace, place)
-        }
-        Command::Show { json, place } => place.store().and_then(|store| show::show(&store, *json)),
-        Command::NeedsRenewal { within, place } => return needs_renewal(place, *within),
-        Command::Renew { url, new_key, file } => {
-            renew::renew(&file.config, url.as_deref(), *new_key)
-        }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match command.run() {
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("{failure}");
-            failure.exit_code()
+            match command.name.as_str() {
+                // Its 1 says that there is no need.
+                "needs-renewal" => ExitCode::from(EXIT_USAGE),
+                _ => failure.exit_code(),
+            }
         }
     }
 }
 
-impl Place {
-    fn store(&self) -> Result<Store, Failure> {
-        store_of(self.dir.as_deref(), &self.file)
-    }
-}
-
-/// The directory that was named, or that of the gateway, whatever else is wrong with its
-/// configuration.
-fn store_of(directory: Option<&Path>, file: &ConfigFile) -> Result<Store, Failure> {
-    match directory {
-        Some(directory) => Ok(Store::at(directory)),
-        None => Ok(Store::of_state_dir(&state_dir(file)?)),
+impl Command {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        let config = ConfigFile::from_arg_matches(&self.options)
+            .map_err(|error| Failure::Usage(error.to_string()))?
+            .config;
+        let option = |name: &str| text(&self.options, name);
+        let flag = |name: &str| self.options.get_flag(name);
+        if self.name == "renew" {
+            return renew::renew(&config, option("url").as_deref(), flag("new-key"));
+        }
+        let directory = option(if self.name == "new" { "out" } else { "dir" });
+        let store = match &directory {
+            Some(directory) => Store::at(Path::new(directory)),
+            None => Store::of_state_dir(&state_dir(&config)?),
+        };
+        match self.name.as_str() {
+            "new" => new(&store, option("key-type").as_deref(), flag("replace")),
+            "csr" => csr(&store, option("subject"), option("out"), &config),
+            "import" => {
+                let cert = option("cert").ok_or_else(|| {
+                    Failure::Usage("--cert is missing; name the certificate's file".into())
+                })?;
+                let (key, ca) = (option("key"), option("ca"));
+                import(&store, Path::new(&cert), key, ca, flag("replace"), &config)
+            }
+            "show" => show::show(&store, flag("json")),
+            _ => {
+                let configured = directory.is_none().then(|| configured_certificate(&config));
+                let cert = configured.flatten().unwrap_or_else(|| store.cert_file());
+                needs_renewal(&cert, option("within").as_deref())
+            }
+        }
     }
 }
 
 /// The state directory that the configuration names; the default where there is none yet: the
 /// identity comes first.
-pub(super) fn state_dir(file: &ConfigFile) -> Result<PathBuf, ConfigError> {
-    let is_there = file.config.exists();
-    Ok(SpoolPlace::load(is_there.then_some(&*file.config))?.state_dir)
+pub(super) fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
+    let is_there = file.exists();
+    Ok(SpoolPlace::load(is_there.then_some(file))?.state_dir)
 }
 
-fn new(store: &Store, kind: Kind, replace: bool) -> Result<(), Failure> {
-    let key = KeyType::from(kind).generate().map_err(|error| Failure::Other(error.into()))?;
+fn new(store: &Store, kind: Option<&str>, replace: bool) -> Result<ExitCode, Failure> {
+    let kind = match kind {
+        None | Some("p256") => KeyType::P256,
+        Some("ed25519") => KeyType::Ed25519,
+        Some(other) => {
+            let text = format!("--key-type {other:?} is not known; write p256 or ed25519");
+            return Err(Failure::Usage(text));
+        }
+    };
+    let key = kind.generate().map_err(|error| Failure::Other(error.into()))?;
     let ca = std::fs::read_to_string(store.ca_file()).ok();
     let contents = Contents { key: &key, certificate: None, ca: ca.as_deref() };
     store.stage(contents, replace)?.promote()?;
     println!("{}", fingerprint(store.key()?.public_key()));
     println!("public key: {}", store.public_key_file().display());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn csr(subject: Option<&str>, out: Option<&Path>, place: &Place) -> Result<(), Failure> {
-    let store = place.store()?;
+fn csr(
+    store: &Store,
+    subject: Option<String>,
+    out: Option<String>,
+    config: &Path,
+) -> Result<ExitCode, Failure> {
     let key = store.key()?;
-    let subject = match subject {
-        Some(subject) => subject.to_owned(),
-        None => match Config::load(&place.file.config).ok().and_then(|it| it.gateway.id) {
-            Some(id) => id,
-            None => identity::gateway_id(None)?,
-        },
+    let configured = || Config::load(config).ok().and_then(|config| config.gateway.id);
+    let subject = match subject.or_else(configured) {
+        Some(subject) => subject,
+        None => identity::gateway_id(None)?,
     };
     if !crate::record::is_device_name(&subject) {
         let text = format!("--subject {subject:?} can't name a gateway; write letters and digits");
@@ -223,32 +252,29 @@ fn csr(subject: Option<&str>, out: Option<&Path>, place: &Place) -> Result<(), F
         .map_err(|fault| Failure::Other(format!("{}: {fault}", store.key_file().display())))?;
     match out {
         None => print!("{request}"),
-        Some(file) => std::fs::write(file, request)
-            .map_err(|error| Failure::Other(format!("{}: {error}", file.display())))?,
+        Some(file) => std::fs::write(&file, request)
+            .map_err(|error| Failure::Other(format!("{file}: {error}")))?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn import(
+    store: &Store,
     cert: &Path,
-    key: Option<&Path>,
-    ca: Option<&Path>,
+    key: Option<String>,
+    ca: Option<String>,
     replace: bool,
-    place: &Place,
-) -> Result<(), Failure> {
-    let store = place.store()?;
+    config: &Path,
+) -> Result<ExitCode, Failure> {
     let held = store.key_file();
-    let pair = Pair::from_files(cert, key.unwrap_or(&held))?;
-    let id = Config::load(&place.file.config).ok().and_then(|config| config.gateway.id);
+    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new))?;
+    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
     check_name(cert, &pair.certificate, id.as_deref())?;
-    let read = |file: &Path| {
-        std::fs::read_to_string(file)
-            .map_err(|error| Failure::Other(format!("{}: {error}", file.display())))
-    };
     let ca = match ca {
         Some(file) => {
-            let text = read(file)?;
-            certificates(&file.display().to_string(), &text)?;
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| Failure::Other(format!("{file}: {error}")))?;
+            certificates(&file, &text)?;
             Some(text)
         }
         None => std::fs::read_to_string(store.ca_file()).ok(),
@@ -256,17 +282,16 @@ fn import(
     let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
     // A certificate for the key that is there replaces no key.
     store.stage(contents, replace || key.is_none())?.promote()?;
-    show::show(&store, false)
+    show::show(store, false)
 }
 
 fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Failure> {
-    let said = |text: String| Failure::Other(format!("{}: {text}", file.display()));
     let fits = match id {
         Some(id) => own.common_name.as_deref() == Some(id) || own.alt_names.iter().any(|n| n == id),
         None => own.common_name.as_deref().is_some_and(crate::record::is_device_name),
     };
     if !fits {
-        return Err(said(match id {
+        let text = match id {
             Some(id) => format!(
                 "it is for {:?}, and the gateway is called {id} (gateway.id); have it issued for \
                  that name, or change gateway.id",
@@ -275,7 +300,8 @@ fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Fa
             None => "its subject has no common name that could name a gateway; have it issued \
                      with the gateway's id as CN, or set gateway.id"
                 .into(),
-        }));
+        };
+        return Err(Failure::Other(format!("{}: {text}", file.display())));
     }
     let now = Moment::now();
     if let Some(remark) = own.remark(now) {
@@ -286,29 +312,20 @@ fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Fa
     Ok(())
 }
 
-fn needs_renewal(place: &Place, within: Duration) -> ExitCode {
-    let configured = || {
-        let uplink = Config::load(&place.file.config).ok()?.uplink?;
-        uplink.client_cert.map(|(cert, _)| cert)
-    };
-    let cert = match (&place.dir, configured()) {
-        (None, Some(cert)) => Ok(cert),
-        _ => place.store().map(|store| store.cert_file()),
-    };
-    let certificate = cert.and_then(|file| Ok(Certificate::from_file(&file)?));
-    match certificate {
-        Ok(certificate) => {
-            let now = Moment::now();
-            let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
-            let soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
-            println!("{} days left", certificate.days_left(now));
-            if soon { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(failure) => {
-            eprintln!("{failure}");
-            ExitCode::from(super::EXIT_USAGE)
-        }
-    }
+fn configured_certificate(config: &Path) -> Option<PathBuf> {
+    let uplink = Config::load(config).ok()?.uplink?;
+    uplink.client_cert.map(|(cert, _)| cert)
+}
+
+fn needs_renewal(cert: &Path, within: Option<&str>) -> Result<ExitCode, Failure> {
+    let within = days(within.unwrap_or("30d"))
+        .map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
+    let certificate = Certificate::from_file(cert)?;
+    let now = Moment::now();
+    let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
+    let is_soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
+    println!("{} days left", certificate.days_left(now));
+    Ok(if is_soon { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A duration that may be in days.

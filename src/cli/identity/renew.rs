@@ -1,7 +1,7 @@
 //! `fieldgate identity renew`: a request to the hub, a new certificate, a connection with it, and
 //! only then is it put in force.
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ const ANSWER: &str = "the hub's answer";
 
 /// Renews the certificate that the configuration names. What is in force stays so until a
 /// connection with the new one worked.
-pub(super) fn renew(file: &Path, url: Option<&str>, new_key: bool) -> Result<(), Failure> {
+pub(super) fn renew(file: &Path, url: Option<&str>, new_key: bool) -> Result<ExitCode, Failure> {
     let config = Config::load(file)?;
     let uplink = config.uplink.as_ref().ok_or_else(|| {
         Failure::Other(format!("{}: there is no [uplink] url to renew at", file.display()))
@@ -60,7 +60,7 @@ pub(super) fn renew(file: &Path, url: Option<&str>, new_key: bool) -> Result<(),
     }
     staged.promote()?;
     told(&pair.certificate);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn told(certificate: &Certificate) {

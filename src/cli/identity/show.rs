@@ -1,76 +1,53 @@
 //! `fieldgate identity show`.
 
-use serde_json::{Value, json};
+use std::{path::Path, process::ExitCode};
+
+use serde_json::{Map, Value};
 
 use super::Failure;
 use crate::identity::{Certificate, Store, calendar::Moment, fingerprint};
 
 /// Prints what is known of the identity; of the private key only where it is.
-pub(super) fn show(store: &Store, as_json: bool) -> Result<(), Failure> {
+pub(super) fn show(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
     let key = store.key()?;
-    let file = store.cert_file();
-    let certificate = match file.exists() {
-        true => Some(Certificate::from_file(&file)?),
-        false => None,
-    };
-    let mut told = json!({
-        "fingerprint": fingerprint(key.public_key()),
-        "key_file": store.key_file(),
-        "public_key_file": store.public_key_file(),
-    });
-    if let Some(certificate) = &certificate {
-        told["certificate"] = describe(certificate, Moment::now());
-        told["certificate"]["file"] = file.display().to_string().into();
+    let mut known = vec![("fingerprint", fingerprint(key.public_key()))];
+    let cert = store.cert_file();
+    if cert.exists() {
+        let Certificate { subject, issuer, serial, alt_names, not_before, not_after, .. } =
+            &Certificate::from_file(&cert)?;
+        let left = not_after.unix_seconds.saturating_sub(Moment::now().unix_seconds);
+        known.extend([
+            ("subject", subject.clone()),
+            ("names", alt_names.join(", ")),
+            ("issuer", issuer.clone()),
+            ("serial", serial.clone()),
+            ("not_before", not_before.to_string()),
+            ("not_after", not_after.to_string()),
+            ("days_left", left.div_euclid(86_400).to_string()),
+            ("cert_file", shown(&cert)),
+        ]);
     }
+    known.extend([
+        ("key_file", shown(&store.key_file())),
+        ("public_key_file", shown(&store.public_key_file())),
+    ]);
     if store.ca_file().exists() {
-        told["ca_file"] = store.ca_file().display().to_string().into();
+        known.push(("ca_file", shown(&store.ca_file())));
     }
     if as_json {
-        println!("{told}");
+        let members = known.into_iter().map(|(name, value)| {
+            let number = (name == "days_left").then(|| value.parse::<i64>().ok()).flatten();
+            (name.to_owned(), number.map_or_else(|| value.into(), Value::from))
+        });
+        println!("{}", Value::Object(members.collect::<Map<_, _>>()));
     } else {
-        print_lines(&told);
-    }
-    Ok(())
-}
-
-fn describe(certificate: &Certificate, now: Moment) -> Value {
-    json!({
-        "subject": certificate.subject,
-        "names": certificate.alt_names,
-        "issuer": certificate.issuer,
-        "serial": certificate.serial,
-        "not_before": certificate.not_before.to_string(),
-        "not_after": certificate.not_after.to_string(),
-        "not_after_unix_s": certificate.not_after.unix_seconds,
-        "days_left": certificate.days_left(now),
-    })
-}
-
-fn print_lines(told: &Value) {
-    let certificate = &told["certificate"];
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Array(all) => all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
-    };
-    let until = certificate["not_after"].as_str().map_or(Value::Null, |until| {
-        format!("{until} ({} days left)", certificate["days_left"]).into()
-    });
-    for (name, value) in [
-        ("fingerprint", &told["fingerprint"]),
-        ("subject", &certificate["subject"]),
-        ("names", &certificate["names"]),
-        ("issuer", &certificate["issuer"]),
-        ("serial", &certificate["serial"]),
-        ("valid from", &certificate["not_before"]),
-        ("valid until", &until),
-        ("certificate", &certificate["file"]),
-        ("key", &told["key_file"]),
-        ("public key", &told["public_key_file"]),
-        ("CA", &told["ca_file"]),
-    ] {
-        if !value.is_null() && !text(value).is_empty() {
-            println!("{name:<12} {}", text(value));
+        for (name, value) in known.into_iter().filter(|(_, value)| !value.is_empty()) {
+            println!("{name:<15} {value}");
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown(file: &Path) -> String {
+    file.display().to_string()
 }
