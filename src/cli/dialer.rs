@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use super::driver::{self, Dialer};
+use super::driver::Dialer;
 use crate::{
     config::{Credentials, Proxy, ProxyLogin, Uplink},
-    identity::{self, FollowedTls, IdentityError, Token, TokenSource},
+    identity::{self, Clock, FollowedTls, IdentityError, Token, TokenSource},
     link,
     protocol::{DEFAULT_MESSAGE_BYTES, SUBPROTOCOL_JSON},
 };
@@ -18,10 +18,11 @@ pub(super) fn dialer(
     uplink: Option<Uplink>,
     tokens: Option<TokenSource>,
     mut tls: Option<FollowedTls>,
+    clock: Arc<Clock>,
 ) -> Dialer {
     Box::new(move |hub, managed| {
         let uplink = uplink.as_ref().ok_or("there is no [uplink] url")?;
-        let now_ms = driver::now().wall.unix_ms;
+        let now_ms = clock.now().0.unix_ms;
         let bearer = tokens.as_ref().map(|tokens| tokens.token(now_ms)).transpose();
         let bearer = bearer.map_err(|error| error.to_string())?.map(|(token, _)| token);
         let target = target(uplink, hub, bearer, tls.as_mut().map(FollowedTls::current))?;

@@ -7,6 +7,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,11 +15,13 @@ use serde_json::{Value, json};
 
 use super::{
     check::{Finding, credential_files, look_at},
-    dialer, driver, with_runtime,
+    dialer, expiry,
+    run::spool_dir,
+    with_runtime,
 };
 use crate::{
     config::{Config, HubUrl, Listener, Mqtt, Uplink, show_size},
-    identity::{self, Certificate, TokenSource, calendar::Moment},
+    identity::{self, Certificate, Clock, TokenSource},
     link::{self, Passed},
     ops::control::{Ask, ask},
     protocol::Mode,
@@ -115,13 +118,14 @@ pub(super) fn examine_new(config: &Config) -> ExitCode {
 
 fn examine(config: &Config, findings: &mut Findings) {
     findings.ok("configuration", config.file.display().to_string());
-    files(config, findings);
-    let now = Moment::now();
-    if driver::now().wall.synced {
+    let clock = Clock::open(&spool_dir(config));
+    files(config, &clock, findings);
+    let now = expiry::moment(&clock);
+    if clock.now().0.synced {
         findings.ok("clock", now.to_string());
     } else {
-        let text = format!("it says {now}, which can't be; set it, or have it set (timesyncd)");
-        findings.warn("clock", text);
+        let remedy = "a hub will set it right; to have it right before, run a time service";
+        findings.warn("clock", format!("nobody vouches for {now}; {remedy}"));
     }
     state_directory(config, findings);
     let status = ask(&config.gateway.state_dir, &Ask::Status {}, PATIENCE);
@@ -134,15 +138,15 @@ fn examine(config: &Config, findings: &mut Findings) {
         ports(listener, findings);
     }
     if let Some(mqtt) = &config.mqtt {
-        broker(mqtt, findings);
+        broker(mqtt, &clock, findings);
     }
     match &config.uplink {
         None => findings.warn("uplink", "there is no [uplink] url: records are only kept"),
-        Some(uplink) => hubs(config, uplink, findings),
+        Some(uplink) => hubs(config, uplink, &clock, findings),
     }
 }
 
-fn files(config: &Config, findings: &mut Findings) {
+fn files(config: &Config, clock: &Clock, findings: &mut Findings) {
     for file in credential_files(config) {
         let named = format!("{}: {}", file.key, file.path.display());
         match look_at(&file) {
@@ -155,10 +159,10 @@ fn files(config: &Config, findings: &mut Findings) {
             Finding::Unusable(fault) => findings.fail("credentials", format!("{named}: {fault}")),
         }
     }
-    for (key, cert) in super::expiry::certificates(config) {
+    for (key, cert) in expiry::certificates(config) {
         // A file that can't be read was told of above.
         let Ok(certificate) = Certificate::from_file(&cert) else { continue };
-        let now = Moment::now();
+        let now = expiry::moment(clock);
         let left = certificate.days_left(now);
         let named = format!("{key}: {}", certificate.subject);
         match certificate.remark(now) {
@@ -224,10 +228,11 @@ fn ports(listener: &Listener, findings: &mut Findings) {
     }
 }
 
-fn broker(mqtt: &Mqtt, findings: &mut Findings) {
+fn broker(mqtt: &Mqtt, clock: &Arc<Clock>, findings: &mut Findings) {
     let Mqtt { tls, host, port, .. } = mqtt;
     let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-    let config = tls.then(|| identity::client_tls(mqtt.ca_file.as_deref(), pair)).transpose();
+    let config =
+        tls.then(|| identity::client_tls(mqtt.ca_file.as_deref(), pair, clock)).transpose();
     let config = match config {
         Ok(config) => config,
         Err(error) => return findings.fail("broker", error.to_string()),
@@ -249,10 +254,11 @@ fn broker(mqtt: &Mqtt, findings: &mut Findings) {
     }
 }
 
-fn hubs(config: &Config, uplink: &Uplink, findings: &mut Findings) {
+fn hubs(config: &Config, uplink: &Uplink, clock: &Arc<Clock>, findings: &mut Findings) {
     let wants_tls = uplink.hubs.iter().any(|hub| hub.url.tls);
     let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-    let tls = wants_tls.then(|| identity::client_tls(uplink.ca_file.as_deref(), pair)).transpose();
+    let tls =
+        wants_tls.then(|| identity::client_tls(uplink.ca_file.as_deref(), pair, clock)).transpose();
     let tls = match tls {
         Ok(tls) => tls,
         Err(error) => return findings.fail("TLS", error.to_string()),
@@ -266,7 +272,7 @@ fn hubs(config: &Config, uplink: &Uplink, findings: &mut Findings) {
         Err(error) => return findings.fail("identity", error.to_string()),
     };
     findings.ok("identity", format!("this gateway is called {id}"));
-    let now_ms = driver::now().wall.unix_ms;
+    let now_ms = clock.now().0.unix_ms;
     let token = TokenSource::of(uplink, &id).map(|tokens| tokens.token(now_ms)).transpose();
     let token = match token {
         Ok(token) => token.map(|(token, _)| token),
@@ -274,13 +280,13 @@ fn hubs(config: &Config, uplink: &Uplink, findings: &mut Findings) {
     };
     for at in 0..uplink.hubs.len() {
         match dialer::target(uplink, at, token.clone(), tls.clone()) {
-            Ok(target) => hub(uplink, &target, findings),
+            Ok(target) => hub(uplink, &target, clock, findings),
             Err(error) => findings.fail("proxy", error),
         }
     }
 }
 
-fn hub(uplink: &Uplink, target: &link::Target, findings: &mut Findings) {
+fn hub(uplink: &Uplink, target: &link::Target, clock: &Clock, findings: &mut Findings) {
     let host = &target.url.host;
     let mut passed = Vec::new();
     let ended = with_runtime(link::examine(target, &mut |step| passed.push(step)));
@@ -290,7 +296,7 @@ fn hub(uplink: &Uplink, target: &link::Target, findings: &mut Findings) {
             Passed::Resolved(found) => findings.ok("DNS", format!("{to} is {}", listed(&found))),
             Passed::Connected(address) => findings.ok("TCP", format!("{address} answers")),
             Passed::Proxied => findings.ok("proxy", format!("{to} makes the way to {host}")),
-            Passed::Secured(chain) => secured(host, &chain, findings),
+            Passed::Secured(chain) => secured(host, &chain, clock, findings),
         }
     }
     match ended {
@@ -305,10 +311,15 @@ fn hub(uplink: &Uplink, target: &link::Target, findings: &mut Findings) {
     }
 }
 
-fn secured(host: &str, chain: &[rustls::pki_types::CertificateDer<'_>], findings: &mut Findings) {
+fn secured(
+    host: &str,
+    chain: &[rustls::pki_types::CertificateDer<'_>],
+    clock: &Clock,
+    findings: &mut Findings,
+) {
     // It was verified before it came here.
     let Some(own) = chain.first().and_then(Certificate::from_der) else { return };
-    let left = own.days_left(Moment::now());
+    let left = own.days_left(expiry::moment(clock));
     let text = format!("{host} shows a certificate of {}, {left} days left", own.issuer);
     if left <= FEW_DAYS_OF_HUB {
         findings.warn("TLS", format!("{text}; have the hub's renewed"));

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -9,11 +10,11 @@ use serde_json::{Value, json};
 
 use crate::{
     config::Config,
-    identity::{Certificate, calendar::Moment},
+    identity::{Certificate, Clock, calendar::Moment},
 };
 
-/// How often the dates are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often the dates are looked at: a board without a clock may know the time soon.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
 /// The days left from which on the log says so, once each.
 const THRESHOLDS: [i64; 3] = [1, 7, 30];
@@ -32,6 +33,12 @@ pub(super) fn certificates(config: &Config) -> Vec<(&'static str, PathBuf)> {
     all
 }
 
+/// The board's best word on the time.
+pub(super) fn moment(clock: &Clock) -> Moment {
+    let unix_seconds = clock.now().0.unix_ms / 1000;
+    Moment { unix_seconds: i64::try_from(unix_seconds).unwrap_or(i64::MAX) }
+}
+
 /// For `status`: each certificate, and how many days it has left.
 pub(super) fn account(config: &Config, now: Moment) -> Value {
     let told = certificates(config).into_iter().filter_map(|(key, file)| {
@@ -46,9 +53,9 @@ pub(super) fn account(config: &Config, now: Moment) -> Value {
     told.collect()
 }
 
-/// Looks at the certificates now and once a day, and logs each threshold that one has come below.
-/// The file is read anew each time, as what it names may change while the gateway runs.
-pub(super) async fn watch(config: Config) {
+/// Looks at the certificates now and every hour, and logs each threshold that one has come below,
+/// once; on a clock that is not trusted, none. The file is read anew each time, as what it names may change while the gateway runs.
+pub(super) async fn watch(config: Config, clock: Arc<Clock>) {
     let mut told = Vec::new();
     let mut config = config;
     let mut every = tokio::time::interval(LOOK_EVERY);
@@ -56,8 +63,9 @@ pub(super) async fn watch(config: Config) {
         every.tick().await;
         // A file that is faulty now is told of by whoever reloads it.
         config = Config::load(&config.file).unwrap_or(config);
-        let files = certificates(&config);
-        look(&files, Moment::now(), &mut told);
+        if clock.now().0.synced {
+            look(&certificates(&config), moment(&clock), &mut told);
+        }
     }
 }
 

@@ -7,13 +7,14 @@ use ring::digest::{Context, SHA256};
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
-use super::{IdentityError, client_tls};
+use super::{Clock, IdentityError, client_tls};
 
 /// A configuration and the files that it was made of.
 #[derive(Debug)]
 pub struct FollowedTls {
     ca_file: Option<PathBuf>,
     client_cert: Option<(PathBuf, PathBuf)>,
+    clock: Arc<Clock>,
     seen: Vec<u8>,
     tls: Arc<ClientConfig>,
 }
@@ -27,11 +28,12 @@ impl FollowedTls {
     pub fn load(
         ca_file: Option<PathBuf>,
         client_cert: Option<(PathBuf, PathBuf)>,
+        clock: Arc<Clock>,
     ) -> Result<Self, IdentityError> {
         // Looked at before they are read: a change in between is seen at the next look.
         let seen = look(&ca_file, &client_cert);
-        let tls = load(&ca_file, &client_cert)?;
-        Ok(Self { ca_file, client_cert, seen, tls })
+        let tls = load(&ca_file, &client_cert, &clock)?;
+        Ok(Self { ca_file, client_cert, clock, seen, tls })
     }
 
     /// What the files say now. While they can't be used, what they said before goes on: the fault
@@ -39,7 +41,7 @@ impl FollowedTls {
     pub fn current(&mut self) -> Arc<ClientConfig> {
         let seen = look(&self.ca_file, &self.client_cert);
         if seen != self.seen {
-            match load(&self.ca_file, &self.client_cert) {
+            match load(&self.ca_file, &self.client_cert, &self.clock) {
                 Ok(tls) => {
                     tracing::info!("the uplink's certificates changed; they count from now on");
                     self.tls = tls;
@@ -60,9 +62,10 @@ impl FollowedTls {
 fn load(
     ca_file: &Option<PathBuf>,
     client_cert: &Option<(PathBuf, PathBuf)>,
+    clock: &Arc<Clock>,
 ) -> Result<Arc<ClientConfig>, IdentityError> {
     let pair = client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-    client_tls(ca_file.as_deref(), pair)
+    client_tls(ca_file.as_deref(), pair, clock)
 }
 
 /// A hash of what the files hold.
@@ -97,7 +100,8 @@ mod tests {
         };
         install(true);
         let ca = Some(cert.clone());
-        let mut followed = FollowedTls::load(ca, Some((cert.clone(), key.clone()))).unwrap();
+        let mut followed =
+            FollowedTls::load(ca, Some((cert.clone(), key.clone())), Clock::of_system()).unwrap();
         let first = followed.current();
         assert!(Arc::ptr_eq(&first, &followed.current()), "nothing changed");
         install(false);

@@ -8,6 +8,7 @@
 
 pub mod calendar;
 pub mod certificate;
+mod clock;
 mod credential;
 mod csr;
 mod der;
@@ -21,11 +22,13 @@ mod password;
 mod store;
 mod token;
 mod trust;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::{Certificate, fingerprint},
+    clock::{Basis, CONFIRMED_TIME, Clock, RELEASED_MS, Word},
     credential::effective_uid,
     csr::certificate_request,
     followed::FollowedTls,

@@ -8,7 +8,7 @@
 mod invitation;
 mod written;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::ArgMatches;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use self::{invitation::Invitation, written::Plan};
 use super::{
-    ConfigFile, EXIT_USAGE, dialer, doctor, driver,
+    ConfigFile, EXIT_USAGE, dialer, doctor,
     identity::{Failure, state_dir},
     options::{Opt, text, with},
     with_runtime,
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     config::{Config, HubUrl, Uplink},
     identity::{
-        self, Certificate, Contents, DeviceKey, KeyType, Pair, Staged, Store, TokenSource,
+        self, Certificate, Clock, Contents, DeviceKey, KeyType, Pair, Staged, Store, TokenSource,
         certificate_request, certificates,
         enrolment::{CaFingerprint, first_contact_tls},
     },
@@ -153,8 +153,9 @@ fn run(arguments: &Arguments, invitation: &Invitation) -> Result<Config, Failure
         false => KeyType::P256.generate().map_err(|error| Failure::Other(error.into()))?,
     };
     let first = written::first_contact(config_file, &invitation.hub)?;
-    let enrolled = with_runtime(contact(invitation, &first, &store, &key_pem))?;
-    let plan = install(&store, &key_pem, enrolled, &state_dir, config_file)?;
+    let clock = Clock::open(&state_dir.join("spool"));
+    let enrolled = with_runtime(contact(invitation, &first, &store, &key_pem, &clock))?;
+    let plan = install(&store, &key_pem, enrolled, &state_dir, config_file, &clock)?;
     let text = plan.to_toml();
     let config = plan.check(config_file)?;
     written::write(config_file, &text, &state_dir)?;
@@ -168,6 +169,7 @@ async fn contact(
     uplink: &Uplink,
     store: &Store,
     key_pem: &str,
+    clock: &Arc<Clock>,
 ) -> Result<(Enrolled, Option<String>), Failure> {
     let said = Failure::Other;
     let ca = match &invitation.trust {
@@ -186,7 +188,7 @@ async fn contact(
     let contents = Contents { key: key_pem, certificate: None, ca: ca.as_deref() };
     let staged = store.stage(contents, true)?;
     let ca_file = staged.files().ca_file();
-    let tls = identity::client_tls(ca.is_some().then_some(&*ca_file), None)?;
+    let tls = identity::client_tls(ca.is_some().then_some(&*ca_file), None, clock)?;
     let mut target = dialer::target(uplink, 0, None, Some(tls)).map_err(said)?;
     target.ca_file = ca.is_some().then_some(ca_file);
     target.url.path = "/v1/enroll".into();
@@ -255,6 +257,7 @@ fn install(
     (enrolled, first_ca): (Enrolled, Option<String>),
     state_dir: &std::path::Path,
     config_file: &std::path::Path,
+    clock: &Arc<Clock>,
 ) -> Result<Plan, Failure> {
     let url = HubUrl::parse(&enrolled.uplink)
         .map_err(|fault| Failure::Other(format!("{ANSWER}: uplink: {fault}")))?;
@@ -266,7 +269,7 @@ fn install(
         let contents = Contents { key: key_pem, certificate: Some(&enrolled.certificate), ca };
         let ready = store.stage(contents, true)?;
         let mut planned = Plan::new(store, state_dir, &enrolled, ca.is_some());
-        let works = with_runtime(try_out(config_file, &url, &mut planned, ready.files()))?;
+        let works = with_runtime(try_out(config_file, &url, &mut planned, ready.files(), clock))?;
         staged = Some(ready);
         plan = Some(planned);
         if works {
@@ -290,19 +293,20 @@ async fn try_out(
     url: &HubUrl,
     plan: &mut Plan,
     staged: &Store,
+    clock: &Arc<Clock>,
 ) -> Result<bool, Failure> {
     let uplink = written::first_contact(config_file, url)?;
     let ca_file = Some(staged.ca_file()).filter(|_| plan.has_ca());
     let (cert, key) = (staged.cert_file(), staged.key_file());
-    let tls = identity::client_tls(ca_file.as_deref(), Some((&cert, &key)))?;
+    let tls = identity::client_tls(ca_file.as_deref(), Some((&cert, &key)), clock)?;
     let mut target = dialer::target(&uplink, 0, None, Some(tls)).map_err(Failure::Other)?;
     target.url.path.clone_from(&url.path);
     match link::examine(&target, &mut |_| ()).await {
         Ok(_) => Ok(true),
         Err(link::Down::Refused { status: 401 | 403, .. }) if plan.may_sign() => {
-            let tls = identity::client_tls(ca_file.as_deref(), None)?;
+            let tls = identity::client_tls(ca_file.as_deref(), None, clock)?;
             let tokens = TokenSource::Jwt(plan.jwt(key));
-            let token = tokens.token(driver::now().wall.unix_ms)?.0;
+            let token = tokens.token(clock.now().0.unix_ms)?.0;
             let target = link::Target { bearer: Some(token), tls: Some(tls), ..target };
             if link::examine(&target, &mut |_| ()).await.is_ok() {
                 plan.sign();
