@@ -54,7 +54,7 @@ const STOP_ACKS: Duration = Duration::from_millis(500);
 const STOP_CLOSE: Duration = Duration::from_millis(500);
 
 /// Makes links: everything about a hub, by its place in the configuration, but the moment.
-pub(super) type Dialer = Box<dyn Fn(usize, bool) -> Result<link::Target, String> + Send>;
+pub(super) type Dialer = Box<dyn FnMut(usize, bool) -> Result<link::Target, String> + Send>;
 
 /// A running source.
 #[derive(Debug)]

@@ -191,7 +191,7 @@ pub fn run_command(config: &Path) -> Command {
 
 /// The gateway that was built along with the scenarios; or what `FIELDGATE_BIN` names, run by the
 /// words of `FIELDGATE_RUNNER`: an emulator, where the program is for another processor.
-fn binary() -> Command {
+pub fn binary() -> Command {
     let program = std::env::var("FIELDGATE_BIN");
     let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_fieldgate").into());
     let runner = std::env::var("FIELDGATE_RUNNER").unwrap_or_default();

@@ -11,6 +11,7 @@ pub mod device;
 pub mod gateway;
 pub mod http;
 pub mod hub;
+pub mod issuer;
 pub mod ledger;
 pub mod mount;
 pub mod mqtt;

@@ -15,6 +15,7 @@ mod commands;
 mod delivery;
 mod framing;
 mod harness;
+mod identity;
 mod identity_hub;
 mod interop;
 mod limits_hub;
