@@ -55,14 +55,19 @@ pub fn authority(field: &Field) {
 impl Hub {
     /// A hub over TLS, with an authority and an API token, that is not started yet.
     pub fn new(field: &Field) -> Self {
+        Self::with(field, "", "")
+    }
+
+    /// The same with these keys beside its own, and these sections and keys of `[tls]` after them.
+    pub fn with(field: &Field, keys: &str, sections: &str) -> Self {
         authority(field);
         let port = free_port();
         std::fs::create_dir(field.path("hub")).expect("a directory in an own directory");
         let config = field.write(
             "hub.toml",
             format!(
-                "bind = \"127.0.0.1:{port}\"\nstate_dir = \"hub\"\n\n\
-                 [tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n"
+                "bind = \"127.0.0.1:{port}\"\nstate_dir = \"hub\"\n{keys}\n\
+                 [tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n"
             ),
         );
         let scopes = "gateways:read,records:read,commands:write,commands:read,live";
@@ -98,6 +103,35 @@ impl Hub {
     pub fn kill(&mut self) {
         self.process.as_mut().expect("the hub runs").kill();
         self.process = None;
+    }
+
+    /// A subcommand beside the running hub, to its success; what it said.
+    pub fn manage(&self, arguments: &[&str]) -> String {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(&self.config);
+        run_to_success(command)
+    }
+
+    /// A subcommand that must fail; what it complained of.
+    pub fn refuses(&self, arguments: &[&str]) -> String {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(&self.config);
+        let (code, stdout, stderr) = run(command, SOON);
+        assert!(code.is_some_and(|code| code != 0), "{arguments:?}: {code:?}\n{stdout}");
+        stderr
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until it logged all of these words in one line.
+    pub fn wait_for_log(&self, words: &[&str]) {
+        eventually(&format!("the hub's log says {words:?}"), SOON, || {
+            let log = self.log();
+            log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(())
+        });
     }
 
     /// The file with a fresh token of gateway `id`.

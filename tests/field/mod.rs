@@ -19,6 +19,8 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod signer;
+pub mod uplink;
 pub mod writer;
 
 use std::{
