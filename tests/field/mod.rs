@@ -5,6 +5,7 @@
 //! shown.
 
 pub mod broker;
+pub mod carrier;
 pub mod certificate;
 pub mod device;
 pub mod gateway;
@@ -13,6 +14,7 @@ pub mod hub;
 pub mod ledger;
 pub mod mount;
 pub mod mqtt;
+pub mod name_server;
 pub mod namespace;
 pub mod peer;
 pub mod process;
