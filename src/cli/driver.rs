@@ -397,6 +397,14 @@ impl Driver {
                 Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
             },
             Output::Hangup => self.state.link = None,
+            Output::Token => match (self.dialer)(self.gateway.hub(), true) {
+                Ok(target) => {
+                    if let Some(token) = target.bearer {
+                        self.gateway.handle_token(token.reveal());
+                    }
+                }
+                Err(error) => tracing::warn!(error, "no fresh token to show to the hub"),
+            },
             Output::Probe => {
                 let target = (self.dialer)(0, true);
                 self.state.probe = Some(tokio::spawn(async move {
@@ -436,10 +444,19 @@ impl Driver {
         })
     }
 
-    /// Whether the process may live on: whoever gets here did, the loop turns.
+    /// Says that the process may live on: the loop turns, or nobody would get here, and the gateway
+    /// gets on.
     fn feed_watchdog(&mut self) {
-        if let Some(watchdog) = &mut self.state.watchdog {
-            watchdog.feed(Instant::now());
+        let Some(watchdog) = &mut self.state.watchdog else { return };
+        let now = now();
+        if !watchdog.is_due(now.instant) {
+            return;
+        }
+        match self.gateway.standstill(now) {
+            None => notify::alive(),
+            Some(what) => {
+                tracing::error!(what, "the gateway stands still; the watchdog is not fed")
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! `fieldgate run`: puts the parts together and hands them to the driver.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -30,6 +30,10 @@ const WORTH_PASSING: u64 = 1000;
 
 /// How many commands may be under way.
 const INFLIGHT_COMMANDS: usize = 32;
+
+/// A dial takes five steps, each of `connect_timeout` at most, and a little.
+const DIAL_STEPS: u32 = 5;
+const DIAL_SPARE: Duration = Duration::from_secs(10);
 
 /// A segment is a sixty-fourth of the spool, but of a size that suits a card.
 const SEGMENTS: u64 = 64;
@@ -246,6 +250,7 @@ fn settings(
         ping_interval: uplink.ping_interval,
         ping_timeout: uplink.ping_timeout,
         ack_timeout: uplink.ack_timeout,
+        dial_timeout: uplink.connect_timeout * DIAL_STEPS + DIAL_SPARE,
         backoff: uplink.backoff,
         return_after: uplink.return_after,
         plain_commands: uplink.plain_commands,

@@ -18,12 +18,15 @@ mod commands;
 mod hubs;
 mod intake;
 mod lane;
+mod live;
+mod pace;
 mod random;
 mod redelivery;
 mod reports;
 mod session;
 mod shares;
 mod snapshot;
+mod standstill;
 mod storage;
 mod timers;
 mod transmit;
@@ -46,6 +49,7 @@ use shares::Shares;
 pub use snapshot::{
     CommandStatus, CounterStatus, DiskStatus, Snapshot, StreamStatus, UplinkStatus,
 };
+use standstill::Standstill;
 pub use uplink::{Ended, UplinkSettings};
 use uplink::{Phase, Then, Uplink};
 
@@ -142,6 +146,8 @@ pub enum Output {
     },
     /// Drop the link at once.
     Hangup,
+    /// The session's token ends soon: answered by a fresh one.
+    Token,
     /// See whether the first hub can be reached, beside the link that lives; answered by probed.
     Probe,
     /// This hub's URL answered with a valid `welcome`: remember it over restarts.
@@ -194,8 +200,7 @@ pub enum DiskRequest {
     Journal(Vec<(String, Bytes)>),
 }
 
-/// What goes on the link next.
-#[derive(Debug)]
+/// What goes on the link next. Its `Debug` tells no content: a token may be in it.
 pub enum Transmit {
     /// A text message.
     Text(String),
@@ -208,6 +213,16 @@ pub enum Transmit {
         /// For the peer's log.
         reason: String,
     },
+}
+
+impl std::fmt::Debug for Transmit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Ping(payload) => write!(f, "Ping({} bytes)", payload.len()),
+            Self::Close { code, .. } => write!(f, "Close({code})"),
+        }
+    }
 }
 
 /// How much is handed to the disk in one group.
@@ -251,6 +266,9 @@ pub struct Gateway {
     control: VecDeque<Transmit>,
     disk: DiskState,
     turn: u64,
+    standstill: Standstill,
+    /// What the hub's clock said, and when.
+    hub_clock: Option<(Instant, u64)>,
     stopping: bool,
     counters: Counters,
     forget_at: Instant,
@@ -259,8 +277,9 @@ pub struct Gateway {
 
 #[derive(Debug, Default)]
 struct DiskState {
-    appending: bool,
-    journalling: bool,
+    /// Since when an append, and a change of the journal, is under way.
+    appending: Option<Instant>,
+    journalling: Option<Instant>,
     /// What is unsafe is to be written now.
     flush: bool,
     retry_at: Option<Instant>,
@@ -311,6 +330,8 @@ impl Gateway {
             control: VecDeque::new(),
             disk,
             turn: 0,
+            standstill: Standstill::new(now.instant),
+            hub_clock: None,
             stopping: false,
             counters: Counters::default(),
             forget_at: now.instant + FORGET_EVERY,
@@ -338,8 +359,8 @@ impl Gateway {
 
     /// Whether everything that was taken in is safe.
     pub fn is_settled(&self) -> bool {
-        !self.disk.appending
-            && !self.disk.journalling
+        self.disk.appending.is_none()
+            && self.disk.journalling.is_none()
             && self.lanes.iter().all(|lane| lane.oldest_unwritten().is_none())
             && !self.commands.has_journal_changes()
     }

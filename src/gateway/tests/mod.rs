@@ -4,6 +4,7 @@
 
 mod hubs;
 mod link;
+mod live;
 mod resend;
 mod retention;
 mod sim_hub;
@@ -90,6 +91,7 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
             ping_interval: Duration::from_secs(25),
             ping_timeout: Duration::from_secs(10),
             ack_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(60),
             backoff: (Duration::from_millis(500), Duration::from_secs(60)),
             return_after: Duration::from_secs(600),
             plain_commands: false,
@@ -357,7 +359,7 @@ impl World {
                 self.link = Link::Dialing;
             }
             Output::Hangup => self.link = Link::None,
-            Output::RememberManaged { .. } | Output::Probe => {}
+            Output::RememberManaged { .. } | Output::Probe | Output::Token => {}
         }
     }
 
