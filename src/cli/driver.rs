@@ -94,7 +94,7 @@ pub(super) struct Driver {
 #[derive(Debug, Default)]
 pub(super) struct State {
     link: Option<Link>,
-    sent_bytes: u64,
+    made_room_bytes: u64,
     /// What each source last said of itself.
     source_states: HashMap<SourceId, (bool, String)>,
     /// `fieldgate send` that waits for its record to be safe, by the number of its receipt.
@@ -332,9 +332,9 @@ impl Driver {
 
     fn note_progress(&mut self, now: Now) {
         let Some(link) = &self.state.link else { return };
-        let sent = link.counters.sent.load(Relaxed);
-        if sent != self.state.sent_bytes {
-            self.state.sent_bytes = sent;
+        let made_room = link.counters.made_room.load(Relaxed);
+        if made_room != self.state.made_room_bytes {
+            self.state.made_room_bytes = made_room;
             self.gateway.handle_progress(now);
         }
     }
@@ -391,7 +391,7 @@ impl Driver {
             }
             Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
-                    self.state.sent_bytes = 0;
+                    self.state.made_room_bytes = 0;
                     self.state.link = Some(link::open(target));
                 }
                 Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
