@@ -1,5 +1,5 @@
-//! A board, a carrier's network and the internet, each a network namespace: what the carrier does to
-//! packets in passing, neither end is told.
+//! A board, a carrier's network and the internet, each a network namespace: what the carrier does
+//! to packets in passing, neither end is told.
 //!
 //! The test's own namespace is the board. A wire beside the carrier, that no fault touches, is for
 //! asking the hub's API.

@@ -20,6 +20,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod rogue;
 pub mod writer;
 
 use std::{

@@ -165,12 +165,13 @@ fn a_hole_for_large_packets_is_noticed_and_outlived() {
     let began = Instant::now();
     outpost.note("idle: held for 10 s; with large records".into());
     outpost.assert_found(&link, began, BRISK_UNACKED);
-    outpost.gateway.wait_until("an attempt through the hole fails by its deadline", |status| {
-        let error = status["uplink"]["last_error"].as_str().unwrap_or_default();
-        error.starts_with("TLS: ") || error.contains("ping_timeout")
+    // A resumed TLS session has small packets only: an attempt through the hole may well succeed,
+    // and is found out by the same deadlines.
+    outpost.gateway.wait_until("the next one through the hole has ended too", |status| {
+        status["uplink"]["attempts"].as_u64() > Some(2)
     });
-    let error = outpost.status()["uplink"]["last_error"].as_str().unwrap_or_default().to_owned();
-    outpost.note(format!("then: {error}"));
+    let sessions = outpost.gateway.log().matches("the session with the hub is on").count();
+    outpost.note(format!("{} of the next attempts got through the hole", sessions - 1));
     outpost.carrier.heal();
     outpost.assert_back();
     outpost.assert_nothing_lost_nor_doubled();

@@ -113,8 +113,8 @@ fn what_is_behind_nginx_outlives_its_reload_and_all_restarts() {
     say(
         CLAIM,
         &format!(
-            "reload: no cut; restart of nginx: back {:.1} s after; hub away: 502, back {:.1} s after \
-             it; {count} records, 0 lost, doubled or out of order",
+            "reload: no cut; restart of nginx: back {:.1} s after; hub away: 502, back {:.1} s \
+             after it; {count} records, 0 lost, doubled or out of order",
             restart.as_secs_f64(),
             back.as_secs_f64()
         ),

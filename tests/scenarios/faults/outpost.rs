@@ -150,7 +150,7 @@ impl Outpost {
             if status["uplink"]["state"] == "connected" {
                 break;
             }
-            // The first wait that is seen counts: an attempt that was under way may yet have failed.
+            // The first wait that is seen counts: an attempt that was under way may have failed.
             if announced.is_none() && is_waiting(&status) {
                 let whole_seconds = status["uplink"]["retry_in_s"].as_u64().expect("it waits");
                 announced = Some(whole_seconds);
@@ -167,8 +167,8 @@ impl Outpost {
         self.link()
     }
 
-    /// Waits until the link is back, which is to be within so long of the healing just now, whatever
-    /// was announced before.
+    /// Waits until the link is back, which is to be within so long of the healing just now,
+    /// whatever was announced before.
     pub(super) fn assert_back_within(&mut self, within: Duration) {
         let healed = Instant::now();
         let announced = self.status()["uplink"]["retry_in_s"].clone();

@@ -108,8 +108,9 @@ fn a_proxy_that_is_killed_is_waited_for() {
 }
 
 #[test]
-fn a_name_server_that_falls_silent_costs_the_next_attempt_and_no_live_link() {
-    const CLAIM: &str = "faults::surroundings::a_name_server_that_falls_silent_costs_the_next_attempt_and_no_live_link";
+fn a_silent_name_server_costs_the_next_attempt_and_no_live_link() {
+    const CLAIM: &str =
+        "faults::surroundings::a_silent_name_server_costs_the_next_attempt_and_no_live_link";
     if !is_inside(CLAIM) {
         return;
     }
