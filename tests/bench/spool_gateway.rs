@@ -149,7 +149,8 @@ impl Board {
         let certificates = dir.join("certificates");
         succeed(Command::new(&programs.hub).arg("demo-ca").arg("--dir").arg(&certificates))?;
         let far_end = (transport == Transport::Tls).then_some(certificates.as_path());
-        let port = sink::start(far_end, arrivals.clone(), Duration::ZERO).await?.port();
+        let tls = far_end.map_or(sink::Tls::Off, sink::Tls::Resuming);
+        let port = sink::start(tls, arrivals.clone(), Duration::ZERO).await?.port;
         let listener = free_address()?;
         let scheme = transport.scheme();
         let trust = far_end.map_or("", |_| "ca_file = \"certificates/ca.pem\"\n");

@@ -93,6 +93,11 @@ impl Gateway {
         Self { process: None, port, config, log: field.path(format!("{}.log", setup.id)) }
     }
 
+    /// A gateway with a configuration of its own, whose first source listens on `port`.
+    pub fn of(config: PathBuf, port: u16, log: PathBuf) -> Self {
+        Self { process: None, port, config, log }
+    }
+
     pub fn started(field: &Field, setup: &Setup) -> Self {
         let mut gateway = Self::new(field, setup);
         gateway.start();

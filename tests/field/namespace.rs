@@ -29,7 +29,7 @@ pub fn is_inside(test: &str) -> bool {
     let program = std::env::current_exe().expect("a test program has a path");
     // The user namespace is what lets somebody who is not root have the others.
     let status = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--mount"])
+        .args(["--map-root-user", "--net", "--mount", "--propagation", "slave"])
         .arg(program)
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")

@@ -23,3 +23,4 @@ mod operation;
 mod power;
 mod retention;
 mod spool;
+mod tls_scan;
