@@ -1,6 +1,11 @@
 //! `fieldgate run`: puts the parts together and hands them to the driver.
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -13,7 +18,7 @@ use super::{
 use crate::{
     config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, IdentityError, Token},
+    identity::{self, Clock, IdentityError, Token},
     link,
     ops::control,
     protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
@@ -48,7 +53,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::from(ConfigError::EXIT_CODE);
         }
     };
-    let parts = match prepare(&config) {
+    let clock = Clock::open(&spool_dir(&config));
+    let parts = match prepare(&config, &clock) {
         Ok(parts) => parts,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -62,7 +68,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start(config, parts)) {
+    match runtime.block_on(start(config, parts, clock)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -79,14 +85,14 @@ pub(super) struct Parts {
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
+pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Parts> {
     let uplink = config.uplink.as_ref();
     let client_cert = uplink.and_then(|uplink| uplink.client_cert.as_ref());
     let uplink_tls = uplink
         .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
             let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(uplink.ca_file.as_deref(), pair)
+            identity::client_tls(uplink.ca_file.as_deref(), pair, clock)
         })
         .transpose()
         .context("uplink")?;
@@ -102,12 +108,12 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
         .map(|mqtt| {
             let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(mqtt.ca_file.as_deref(), pair)
+            identity::client_tls(mqtt.ca_file.as_deref(), pair, clock)
         })
         .transpose()
         .context("mqtt")?;
     let listener_tls = (config.listener.as_ref().and_then(|listener| listener.tls.as_ref()))
-        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file))
+        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file, clock))
         .transpose()
         .context("listener")?;
     let id = match &config.gateway.id {
@@ -117,10 +123,10 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
     Ok(Parts { id, uplink_tls, mqtt_tls, listener_tls })
 }
 
-async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
+async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
     let [epoch, seed] = random()?;
     let epoch = Epoch(epoch);
-    let spool_dir = config.gateway.state_dir.join("spool");
+    let spool_dir = spool_dir(&config);
     let mut names = vec!["events"];
     names.extend(config.spool.lanes.iter().map(StreamName::as_str));
     let segment_bytes =
@@ -145,7 +151,7 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
     let settings = settings(&config, &parts, stream_names(streams)?, managed_urls, epoch, seed);
     let held = found.as_ref().map(Found::held).map_err(Clone::clone);
-    let gateway = Gateway::new(driver::now(), settings, held);
+    let gateway = Gateway::new(driver::now(&clock), settings, held);
     let interests = gateway.interests();
     let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
     let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
@@ -194,12 +200,17 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         dialer: dialer(config.uplink.clone(), parts.uplink_tls),
         urls,
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
-        reload: Reload::new(config),
+        reload: Reload::new(config, clock.clone()),
+        clock,
         state: State::default(),
     };
     // As a task: a future that the runtime itself blocks on costs a system call more at each
     // wake-up.
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
+}
+
+fn spool_dir(config: &Config) -> PathBuf {
+    config.gateway.state_dir.join("spool")
 }
 
 /// How many publishes of one session may be in flight.

@@ -55,7 +55,7 @@ use uplink::{Phase, Then, Uplink};
 
 use crate::{
     protocol::{Epoch, StreamName, close},
-    record::{self, Receipt, SourceId, Timestamp},
+    record::{self, Boot, Receipt, SourceId, Timestamp},
     spool::{Entry, HeldRange, Tail},
     topic::Template,
 };
@@ -65,8 +65,11 @@ use crate::{
 pub struct Now {
     /// Monotonic.
     pub instant: Instant,
-    /// What the system clock says, and whether it is trusted.
+    /// What the clock says, and whether it is trusted.
     pub wall: Timestamp,
+    /// When this boot began, if a trusted clock can tell: records that were heard before it could
+    /// get their time by it.
+    pub boot: Option<Boot>,
 }
 
 /// Everything the core needs to know.
@@ -150,6 +153,11 @@ pub enum Output {
     Token,
     /// See whether the first hub can be reached, beside the link that lives; answered by probed.
     Probe,
+    /// The hub said what the time is.
+    TimeHeard {
+        /// Unix milliseconds.
+        unix_ms: u64,
+    },
     /// This hub's URL answered with a valid `welcome`: remember it over restarts.
     RememberManaged {
         /// Which hub, by its place in the settings.

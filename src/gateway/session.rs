@@ -183,6 +183,7 @@ impl Gateway {
             self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
         }
         let Welcome { session, hub, limits, streams, time, token_expires, .. } = welcome;
+        self.outputs.extend(time.map(|unix_ms| Output::TimeHeard { unix_ms }));
         tracing::info!(hub, session, "the session with the hub is on");
         uplink.go_live(now, true, session, limits);
         self.hub_clock = time.map(|ms| (now.instant, ms));

@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     EVENTS, Gateway, Now, Transmit,
-    lane::{Lane, Next},
+    lane::{Horizon, Lane, Next},
 };
 
 /// Every so many batches the order of the lanes is turned round.
@@ -130,7 +130,8 @@ impl Gateway {
                     return Some(text);
                 }
             };
-            let Ok(record) = Stored::read(&bytes) else { break };
+            let Ok(mut record) = Stored::read(&bytes) else { break };
+            record.ts = record.ts.rebased(now.boot);
             let payload = record.payload_bytes() as u64;
             let (_, writer) = batch.get_or_insert_with(|| {
                 let capacity = (bytes.len() * 2 + 256).max(1024);
@@ -164,8 +165,8 @@ impl Gateway {
         batch_from: u64,
         frame_bytes: usize,
     ) -> Option<Next> {
-        let oldest_ms = self.oldest_ms(now, index);
-        let next = self.lanes[index].peek(batch_from > 0, oldest_ms)?;
+        let horizon = self.horizon(now, index);
+        let next = self.lanes[index].peek(batch_from > 0, horizon)?;
         let Next::Record { epoch, seq, ref bytes } = next else { return Some(next) };
         let skip =
             |reason: &str| Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() };
@@ -178,30 +179,36 @@ impl Gateway {
         }
     }
 
-    /// Readings that were heard before this moment, in Unix milliseconds, are not sent any more;
-    /// events always are.
-    fn oldest_ms(&self, now: Now, index: usize) -> u64 {
+    /// Readings that were heard before this moment are not sent any more; events always are.
+    fn horizon(&self, now: Now, index: usize) -> Horizon {
         let max_age = self.settings.max_age.filter(|_| index != EVENTS && now.wall.synced);
-        max_age.map_or(0, |age| {
+        let oldest_ms = max_age.map_or(0, |age| {
             let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             now.wall.unix_ms.saturating_sub(age_ms)
-        })
+        });
+        Horizon { oldest_ms, boot: now.boot }
     }
 
     fn plain_frame(&mut self, now: Now, index: usize) -> Option<String> {
-        let oldest_ms = self.oldest_ms(now, index);
+        let horizon = self.horizon(now, index);
         let lane = &mut self.lanes[index];
-        let next = lane.peek(false, oldest_ms)?;
+        let next = lane.peek(false, horizon)?;
         let stream = lane.name.clone();
         let gateway = &self.settings.id;
         let text = match next {
             Next::Record { epoch, seq, bytes } => {
-                let payload = Stored::read(&bytes).map_or(0, |record| record.payload_bytes());
-                let text =
-                    plain_record(gateway, &stream, epoch, seq, &bytes).unwrap_or_else(|_| {
+                let record = Stored::read(&bytes);
+                let payload = record.as_ref().map_or(0, Stored::payload_bytes);
+                let text = match record {
+                    Ok(mut record) => {
+                        record.ts = record.ts.rebased(now.boot);
+                        plain_record(gateway, &stream, epoch, seq, &record)
+                    }
+                    Err(_) => {
                         let (from, to, reason) = (seq, seq + 1, "damaged".into());
                         plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
-                    });
+                    }
+                };
                 lane.advance(epoch, seq + 1);
                 let bytes = (payload as u64, text.len() as u64);
                 lane.sent(now.instant, epoch, seq + 1, 1, bytes);

@@ -7,16 +7,19 @@
 
 pub mod calendar;
 pub mod certificate;
+mod clock;
 mod credential;
 mod name;
 mod password;
 mod token;
 mod trust;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::Certificate,
+    clock::{Basis, CONFIRMED_TIME, Clock, RELEASED_MS, Word},
     credential::effective_uid,
     name::{boot_id, gateway_id},
     password::password,

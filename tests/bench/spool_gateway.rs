@@ -175,7 +175,7 @@ impl Board {
 /// A backlog as a gateway would have left it.
 fn fill(spool_dir: &Path, arrivals: &Arrivals, records: usize) -> anyhow::Result<()> {
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
-    let ts = Timestamp { unix_ms, synced: true };
+    let ts = Timestamp::synced(unix_ms);
     let mut log = Log::open(spool_dir)?;
     for from in (0..records).step_by(FILL_GROUP) {
         let numbers = from..records.min(from + FILL_GROUP);

@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod carrier;
 pub mod certificate;
+pub mod clock;
 pub mod device;
 pub mod gateway;
 pub mod http;

@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub(super) use self::uplink::Horizon;
 use super::Settings;
 use crate::{
     protocol::{Epoch, HeldEpoch, StreamName, Window},

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Batch, Landed, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
     protocol::{Epoch, Position, Window},
-    record::{self, Receipt},
+    record::{self, Boot, Receipt},
     spool::Item,
 };
 
@@ -123,8 +123,8 @@ impl Lane {
 
     /// What is to be sent next, if there is anything and it may be sent. The window is looked at
     /// only for the first of a batch; the batch itself keeps to [`Lane::batch_limit`] and
-    /// [`Lane::byte_room`]. What was heard before `oldest_ms` is not sent any more.
-    pub(in crate::gateway) fn peek(&mut self, in_batch: bool, oldest_ms: u64) -> Option<Next> {
+    /// [`Lane::byte_room`]. What was heard before the horizon is not sent any more.
+    pub(in crate::gateway) fn peek(&mut self, in_batch: bool, horizon: Horizon) -> Option<Next> {
         let place = self.sending();
         let state = &self.epochs[place];
         let (epoch, seq) = (state.epoch, state.send);
@@ -147,7 +147,7 @@ impl Lane {
         }
         if seq >= self.on_disk_end(place) {
             let waiting = self.memory.range((seq - self.memory_first) as usize..);
-            let expired = waiting.take_while(|kept| is_older(&kept.bytes, oldest_ms)).count();
+            let expired = waiting.take_while(|kept| horizon.is_past(&kept.bytes)).count();
             if expired > 0 {
                 let to = (seq + expired as u64).min(end);
                 return Some(Next::Skip { epoch, from: seq, to, reason: "expired".into() });
@@ -164,7 +164,7 @@ impl Lane {
         match self.ahead.front()? {
             Item::Record { seq: found, bytes } if *found == seq => {
                 let expired = self.ahead.iter().map_while(|item| match item {
-                    Item::Record { bytes, .. } if is_older(bytes, oldest_ms) => Some(end_of(item)),
+                    Item::Record { bytes, .. } if horizon.is_past(bytes) => Some(end_of(item)),
                     _ => None,
                 });
                 if let Some(to) = expired.last() {
@@ -319,7 +319,21 @@ impl Lane {
     }
 }
 
-/// Whether a record was heard before that moment by a clock that was trusted.
-fn is_older(bytes: &[u8], oldest_ms: u64) -> bool {
-    oldest_ms > 0 && record::stamp(bytes).is_some_and(|ts| ts.synced && ts.unix_ms < oldest_ms)
+/// What was heard before this is too old to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::gateway) struct Horizon {
+    /// Unix milliseconds; 0: nothing is too old.
+    pub(in crate::gateway) oldest_ms: u64,
+    /// By which records of this boot get their time.
+    pub(in crate::gateway) boot: Option<Boot>,
+}
+
+impl Horizon {
+    /// Whether a record was heard before, by a clock that is trusted.
+    fn is_past(self, bytes: &[u8]) -> bool {
+        self.oldest_ms > 0
+            && record::stamp(bytes)
+                .map(|ts| ts.rebased(self.boot))
+                .is_some_and(|ts| ts.synced && ts.unix_ms < self.oldest_ms)
+    }
 }

@@ -45,8 +45,8 @@ impl Bench {
     }
 
     fn start_of_time() -> Now {
-        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
-        Now { instant: Instant::now(), wall }
+        let wall = Timestamp::synced(1_790_000_000_000);
+        Now { instant: Instant::now(), wall, boot: None }
     }
 
     fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
@@ -89,7 +89,9 @@ impl Bench {
                     Output::Hangup => self.hangups += 1,
                     Output::Token => self.tokens += 1,
                     Output::Safe(_) => self.safe += 1,
-                    Output::Deliver { .. } | Output::RememberManaged { .. } => {}
+                    Output::Deliver { .. }
+                    | Output::RememberManaged { .. }
+                    | Output::TimeHeard { .. } => {}
                 }
             }
             match self.gateway.poll_transmit(self.now) {

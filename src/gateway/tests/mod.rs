@@ -8,6 +8,7 @@ mod live;
 mod resend;
 mod retention;
 mod sim_hub;
+mod time;
 mod week;
 
 use std::collections::BTreeSet;
@@ -115,8 +116,8 @@ impl World {
 
     fn with(seed: u64, disk_first: Option<bool>) -> Self {
         let mut random = Random::new(seed);
-        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
-        let now = Now { instant: Instant::now(), wall };
+        let wall = Timestamp::synced(1_790_000_000_000);
+        let now = Now { instant: Instant::now(), wall, boot: None };
         let medium = SimulatedDisk::new(seed);
         let disk_first = disk_first.unwrap_or(random.next().is_multiple_of(2));
         let live_first = random.next().is_multiple_of(2).then_some(20);
@@ -359,7 +360,10 @@ impl World {
                 self.link = Link::Dialing;
             }
             Output::Hangup => self.link = Link::None,
-            Output::RememberManaged { .. } | Output::Probe | Output::Token => {}
+            Output::RememberManaged { .. }
+            | Output::TimeHeard { .. }
+            | Output::Probe
+            | Output::Token => {}
         }
     }
 

@@ -251,7 +251,7 @@ fn handle(gateway: &mut Gateway, event: Option<Event>) -> bool {
     };
     let ended = match down {
         Down::Dial { step, error } => Ended::Dial(format!("{step}: {error}")),
-        Down::Refused { status, retry_after } => Ended::Http { status, retry_after },
+        Down::Refused { status, retry_after, .. } => Ended::Http { status, retry_after },
         Down::Closed { code, reason } => Ended::Closed { code, reason },
         Down::Cut(error) => Ended::Cut(error),
     };
@@ -261,7 +261,8 @@ fn handle(gateway: &mut Gateway, event: Option<Event>) -> bool {
 
 fn now() -> Now {
     let unix_ms = std::time::UNIX_EPOCH.elapsed().expect("it is after 1970").as_millis() as u64;
-    Now { instant: Instant::now(), wall: Timestamp { unix_ms, synced: true } }
+    let wall = Timestamp { unix_ms, synced: true, since_boot: None };
+    Now { instant: Instant::now(), wall, boot: None }
 }
 
 fn target(port: u16, tls: &Arc<rustls::ClientConfig>, token: Token) -> Target {
