@@ -137,6 +137,9 @@ impl Link {
 pub struct Counters {
     /// Taken by the socket.
     pub sent: AtomicU64,
+    /// Of these, what it took once it had been full: somebody at the other end made the room. That
+    /// the kernel takes what little there is to send says nothing about the link.
+    pub made_room: AtomicU64,
     /// Given by the socket.
     pub received: AtomicU64,
     /// The address that this side has, once there is a connection.

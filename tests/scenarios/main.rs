@@ -13,6 +13,7 @@ mod bad_input;
 mod board;
 mod commands;
 mod delivery;
+mod faults;
 mod framing;
 mod harness;
 mod identity;
