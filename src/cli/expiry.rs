@@ -54,7 +54,8 @@ pub(super) fn account(config: &Config, now: Moment) -> Value {
 }
 
 /// Looks at the certificates now and every hour, and logs each threshold that one has come below,
-/// once; on a clock that is not trusted, none. The file is read anew each time, as what it names may change while the gateway runs.
+/// once; on a clock that is not trusted, none. The file is read anew each time, as what it names
+/// may change while the gateway runs.
 pub(super) async fn watch(config: Config, clock: Arc<Clock>) {
     let mut told = Vec::new();
     let mut config = config;

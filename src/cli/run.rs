@@ -81,7 +81,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
 
 /// What has to be right before anything starts: a fault here is one of the configuration.
 pub(super) struct Parts {
-    pub(super) id: String,
+    id: String,
     pub(super) uplink_tls: Option<FollowedTls>,
     pub(super) tokens: Option<TokenSource>,
     mqtt_tls: Option<Arc<rustls::ClientConfig>>,
