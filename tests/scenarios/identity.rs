@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::field::{
     Field, SOON,
-    certificate::private,
+    certificate::{private, trusting},
     eventually, free_port,
     gateway::{Gateway, Setup, binary, run_command},
     hub::Hub,
@@ -75,6 +75,44 @@ fn a_code_ends_in_an_identity_that_the_hub_takes() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("the hub refuses the code"), "a code is good once: {text}");
     assert_eq!(std::fs::read_to_string(identity.join("gateway.key")).ok(), Some(key));
+}
+
+#[test]
+fn a_board_enrols_at_the_hub_delivers_and_is_replaced_when_it_is_dead() {
+    let field = Field::new();
+    let mut hub = Hub::with(&field, "", "");
+    hub.manage(&["ca", "init"]);
+    let dir = field.path("");
+    let dir = dir.to_str().expect("a path in UTF-8");
+    hub.manage(&["ca", "issue-server", "--host", "localhost", "--dir", dir]);
+    hub.api.tls = Some(trusting(&field.path("hub/ca/ca.pem")));
+    hub.start();
+    let invited = || {
+        let host = format!("localhost:{}", hub.port);
+        let said = hub.manage(&["enroll-code", "--gateway", GATEWAY, "--host", &host]);
+        said.lines().last().expect("the short form").to_owned()
+    };
+    let (_, text) = said(&field, &["enroll", &invited()]);
+    assert!(text.contains("ok    upgrade"), "{text}");
+
+    let mut command = fieldgate(&field, &["run"]);
+    command.env("FIELDGATE_LISTENER__BIND", format!("127.0.0.1:{}", free_port()));
+    let log = field.path("gw.log");
+    let mut process = Process::start("fieldgate", command, &log);
+    eventually("a record is taken", SOON, || {
+        assert!(process.ended().is_none(), "{}", process.log());
+        let (code, _) = said(&field, &["send", "--device", "plc-01", "{\"n\":1}"]);
+        (code == Some(0)).then_some(())
+    });
+    hub.wait_for(GATEWAY, "the board's record", |row| row.n == Some(1));
+    let (code, text) = said(&field, &["identity", "renew"]);
+    assert_eq!(code, Some(0), "{text}");
+
+    let board = Field::new();
+    let (_, text) = said(&board, &["enroll", &invited()]);
+    assert!(text.contains("ok    upgrade"), "{text}");
+    let (code, text) = said(&field, &["doctor"]);
+    assert!(code == Some(1) && text.contains("fail  "), "what was before is revoked: {text}");
 }
 
 #[test]
