@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod device;
 mod disk;
 mod driver;
 mod exposition;
@@ -92,6 +93,9 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Which devices may connect to the listener by name and password
+    #[command(subcommand)]
+    Device(device::Command),
     /// What the spool holds: look at it, check it, take it out, let go of it
     #[command(subcommand)]
     Spool(spool::Command),
@@ -162,6 +166,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reload { file, wait } => {
             with_config(&file.config, |config| reload::reload(config, wait))
         }
+        Command::Device(command) => device::device(command),
         Command::Spool(command) => spool::spool(&command),
         #[cfg(feature = "demo")]
         Command::Demo { r#for } => demo::demo(r#for),

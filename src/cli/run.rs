@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, IdentityError, Token},
+    identity::{self, ClientCertificates, IdentityError, Token},
     link,
     ops::control,
     protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
@@ -102,15 +102,28 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
         })
         .transpose()
         .context("mqtt")?;
-    let listener_tls = (config.listener.as_ref().and_then(|listener| listener.tls.as_ref()))
-        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file))
-        .transpose()
-        .context("listener")?;
+    let listener_tls =
+        (config.listener.as_ref()).and_then(listener_tls).transpose().context("listener")?;
+    let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
+    let users = users_file.map(|file| identity::Users::from_file(file)).transpose();
+    users.context("listener.users_file")?;
     let id = match &config.gateway.id {
         Some(id) => id.clone(),
         None => identity::gateway_id(client_cert.map(|(cert, _)| &**cert)).context("gateway.id")?,
     };
     Ok(Parts { id, uplink_tls, mqtt_tls, listener_tls })
+}
+
+fn listener_tls(
+    listener: &config::Listener,
+) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
+    let tls = listener.tls.as_ref()?;
+    let clients = match &tls.client_ca_file {
+        None => ClientCertificates::Unasked,
+        Some(file) if listener.needs_certificate() => ClientCertificates::Required(file),
+        Some(file) => ClientCertificates::Optional(file),
+    };
+    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients))
 }
 
 async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
@@ -154,8 +167,8 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     let mut sources = Vec::new();
     if let Some(listener) = &config.listener {
         let sink = sink(sources.len());
-        let running =
-            listener::start(listener, interests.clone(), parts.listener_tls, sink).await?;
+        let topics = listener::Topics::new(interests.clone(), &config, &parts.id);
+        let running = listener::start(listener, topics, parts.listener_tls, sink).await?;
         sources.push(Source { name: "listener", requests: running.requests, task: running.task });
     }
     if let Some(mqtt) = &config.mqtt {

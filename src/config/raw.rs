@@ -116,6 +116,9 @@ pub(super) const TABLES: [Table; 7] = [
             key("cert_file", r#""listener.pem""#),
             key("key_file", r#""listener.key""#),
             key("client_ca_file", r#""devices-ca.pem""#),
+            key("users_file", r#""devices""#),
+            key("allow_anonymous", "false"),
+            key("allow_cleartext_passwords", "false"),
             key("max_clients", "100"),
             key("max_inflight", "100"),
         ],
@@ -143,9 +146,8 @@ pub(super) const TABLES: [Table; 7] = [
 /// What the contract has and this version has not, and what to do instead. Refused rather than
 /// ignored: a gateway that only seems to do as it is told is worse than one that says that it
 /// can't.
-const NOT_AVAILABLE: [(&str, &str, &str); 3] = [
+const NOT_AVAILABLE: [(&str, &str, &str); 2] = [
     ("uplink.jwt", "signing tokens", "remove it; use token_file or a client certificate"),
-    ("listener.users_file", "a file of users", "remove it; use tls_bind with client_ca_file"),
     ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
 ];
 

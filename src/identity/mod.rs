@@ -10,8 +10,10 @@ pub mod certificate;
 mod credential;
 mod name;
 mod password;
+mod password_digest;
 mod token;
 mod trust;
+mod users;
 
 use std::path::{Path, PathBuf};
 
@@ -20,8 +22,10 @@ pub use self::{
     credential::effective_uid,
     name::{boot_id, gateway_id},
     password::password,
+    password_digest::{MIN_PASSWORD_BYTES, PasswordDigest, generate},
     token::Token,
-    trust::{client_tls, explain, server_tls},
+    trust::{ClientCertificates, client_tls, explain, server_tls},
+    users::{Role, User, Users, change_users, is_user_name, table},
 };
 
 /// Why a credential can't be used: the file, the fault and the remedy.

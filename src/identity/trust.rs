@@ -7,7 +7,7 @@ use rustls::{
     client::Resumption,
     crypto::{CryptoProvider, ring},
     pki_types::UnixTime,
-    server::WebPkiClientVerifier,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     time_provider::TimeProvider,
 };
 
@@ -50,8 +50,18 @@ pub fn client_tls(
     Ok(Arc::new(config))
 }
 
-/// TLS 1.2 and 1.3 towards clients, each of which must show a certificate whose chain ends in
-/// `client_ca`.
+/// Which certificates a server asks its clients for.
+#[derive(Debug, Clone, Copy)]
+pub enum ClientCertificates<'a> {
+    /// None.
+    Unasked,
+    /// Who shows one must have it from this file's CA.
+    Optional(&'a Path),
+    /// Everybody must show one of this file's CA.
+    Required(&'a Path),
+}
+
+/// TLS 1.2 and 1.3 towards clients, who show certificates as `clients` says.
 ///
 /// # Errors
 ///
@@ -59,12 +69,9 @@ pub fn client_tls(
 pub fn server_tls(
     cert: &Path,
     key: &Path,
-    client_ca: &Path,
+    clients: ClientCertificates<'_>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let roots = Arc::new(trust_anchors(client_ca)?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))?;
+    let verifier = client_verifier(clients)?;
     let (chain, private_key) = chain_and_key(cert, key)?;
     let config = ServerConfig::builder_with_details(provider(), Arc::new(CertificateClock))
         .with_safe_default_protocol_versions()
@@ -73,6 +80,21 @@ pub fn server_tls(
         .with_single_cert(chain, private_key)
         .map_err(|error| unusable_pair(cert, key, &error))?;
     Ok(Arc::new(config))
+}
+
+fn client_verifier(
+    clients: ClientCertificates<'_>,
+) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
+    let (client_ca, required) = match clients {
+        ClientCertificates::Unasked => return Ok(WebPkiClientVerifier::no_client_auth()),
+        ClientCertificates::Optional(file) => (file, false),
+        ClientCertificates::Required(file) => (file, true),
+    };
+    let roots = Arc::new(trust_anchors(client_ca)?);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let builder = if required { builder } else { builder.allow_unauthenticated() };
+    let verifier = builder.build();
+    verifier.map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))
 }
 
 /// Why the handshake with `server` failed, in words, with the remedy. `ca_file` is what the client
@@ -321,7 +343,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_with_a_certificate_of_the_ca_gets_in_and_one_without_does_not() {
         let made = made();
-        let server = server_tls(&made.cert, &made.key, &made.ca).unwrap();
+        let server =
+            server_tls(&made.cert, &made.key, ClientCertificates::Required(&made.ca)).unwrap();
         let client = client_tls(Some(&made.ca), Some((&made.cert, &made.key))).unwrap();
         assert_eq!(meet(client, server.clone()).await, Ok(()));
         let bare = client_tls(Some(&made.ca), None).unwrap();
@@ -339,7 +362,7 @@ mod tests {
         let error = client_tls(Some(&made.ca), Some((&made.cert, &other.key))).unwrap_err();
         assert_eq!(error.file, other.key);
         assert!(error.fault.contains(made.cert.to_str().unwrap()), "{error}");
-        let error = server_tls(&made.cert, &other.key, &made.ca).unwrap_err();
+        let error = server_tls(&made.cert, &other.key, ClientCertificates::Unasked).unwrap_err();
         assert!(error.fault.contains("not the key of the certificate"), "{error}");
     }
 

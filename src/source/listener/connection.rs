@@ -22,7 +22,9 @@ use tokio::{
 
 use super::{
     Shared,
+    access::Principal,
     broker::{Broker, End},
+    door::Shown,
     wire::{self, Connect, Violation},
 };
 use crate::record::Publish;
@@ -43,27 +45,37 @@ const HEARD: usize = 64;
 /// How many bytes are read at once, at least; the buffer grows only by what has arrived.
 const READ_BYTES: usize = 4096;
 
+/// A stream that was accepted, and what is known of who is at its other end.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// Unique over the life of the listener.
+    pub(super) number: u64,
+    pub(super) peer: SocketAddr,
+    pub(super) shown: Shown,
+    /// Wakes it when it has to make room for others; of no meaning once it was let in.
+    pub(super) leave: Arc<Notify>,
+}
+
 /// Serves one accepted stream to its end.
-pub(super) async fn serve<S>(stream: S, peer: SocketAddr, number: u64, shared: Arc<Shared>)
+pub(super) async fn serve<S>(stream: S, caller: Caller, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Caller { number, peer, .. } = caller;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut read = BytesMut::with_capacity(READ_BYTES);
-    let connect = match timeout(CONNECT_DEADLINE, read_connect(&mut reader, &mut read)).await {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) => return,
-        Ok(Err(violation)) => {
-            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
-            if let Violation::Level(_) = violation {
-                refuse(&mut writer, 1).await;
-            }
-            return;
+    let greeted = tokio::select! {
+        greeted = greet(&mut reader, &mut read, &caller, &shared) => greeted,
+        () = caller.leave.notified() => {
+            tracing::info!(%peer, "client closed: too many others wait to connect");
+            Greeted::Gone
         }
-        Err(_) => {
-            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
-            return;
-        }
+    };
+    shared.leave_lobby(number);
+    let (connect, principal) = match greeted {
+        Greeted::Welcome(connect, principal) => (connect, principal),
+        Greeted::Refused(code) => return refuse(&mut writer, code).await,
+        Greeted::Gone => return,
     };
     // One and a half times what the client promised (MQTT-3.1.2-24).
     let silence = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
@@ -71,7 +83,7 @@ where
     let wake = shared.register(number);
     let mut heard = VecDeque::new();
     let accepted = shared.with(|broker| {
-        let accepted = broker.handle_connect(Instant::now(), number, connect);
+        let accepted = broker.handle_connect(Instant::now(), number, connect, principal);
         broker.take_heard(&mut heard);
         accepted
     });
@@ -102,6 +114,43 @@ where
     let end = connection.run().await;
     tracing::debug!(%peer, client_id, ?end, "client gone");
     connection.close(end).await;
+}
+
+/// What came of a client's first packet.
+enum Greeted {
+    /// It was let in.
+    Welcome(Connect, Principal),
+    /// It is to be told so by this CONNACK code.
+    Refused(u8),
+    /// There is nobody to tell.
+    Gone,
+}
+
+async fn greet<R>(reader: &mut R, read: &mut BytesMut, caller: &Caller, shared: &Shared) -> Greeted
+where
+    R: AsyncRead + Unpin,
+{
+    let peer = caller.peer;
+    let mut connect = match timeout(CONNECT_DEADLINE, read_connect(reader, read)).await {
+        Ok(Ok(Some(connect))) => connect,
+        Ok(Ok(None)) => return Greeted::Gone,
+        Ok(Err(violation)) => {
+            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
+            return match violation {
+                Violation::Level(_) => Greeted::Refused(1),
+                _ => Greeted::Gone,
+            };
+        }
+        Err(_) => {
+            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
+            return Greeted::Gone;
+        }
+    };
+    shared.refresh_users().await;
+    match shared.door.admit(peer, &caller.shown, connect.login.take()).await {
+        Ok(principal) => Greeted::Welcome(connect, principal),
+        Err(code) => Greeted::Refused(code as u8),
+    }
 }
 
 async fn read_connect<R>(reader: &mut R, read: &mut BytesMut) -> Result<Option<Connect>, Violation>

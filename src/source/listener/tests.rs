@@ -28,11 +28,14 @@ impl Bench {
         let config = config::Listener {
             bind: Some(([127, 0, 0, 1], 0).into()),
             tls: None,
+            users_file: None,
+            anonymous: false,
             max_clients: 20,
             max_inflight,
         };
         let sink = Sink { source: SourceId(1), publishes: publishes_in, notices: notices_in };
-        let running = start(&config, vec!["devices/#".into()], None, sink).await.unwrap();
+        let running =
+            start(&config, Topics::of_defaults(&["devices/#"]), None, sink).await.unwrap();
         Self { running, publishes, notices }
     }
 
@@ -237,12 +240,18 @@ async fn a_stop_flushes_what_is_due_and_ends() {
 #[tokio::test]
 async fn an_address_in_use_is_named_with_its_remedy() {
     let bench = Bench::start(8).await;
-    let config =
-        config::Listener { bind: bench.running.plain, tls: None, max_clients: 1, max_inflight: 1 };
+    let config = config::Listener {
+        bind: bench.running.plain,
+        tls: None,
+        users_file: None,
+        anonymous: false,
+        max_clients: 1,
+        max_inflight: 1,
+    };
     let (publishes, _) = mpsc::channel(1);
     let (notices, _) = mpsc::channel(1);
     let sink = Sink { source: SourceId(1), publishes, notices };
-    let error = start(&config, Vec::new(), None, sink).await.unwrap_err().to_string();
+    let error = start(&config, Topics::of_defaults(&[]), None, sink).await.unwrap_err().to_string();
     assert!(error.contains("listener.bind: can't listen on 127.0.0.1:"), "{error}");
     assert!(error.contains("another program"), "{error}");
 }
@@ -262,9 +271,11 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
 #[cfg(feature = "hub")]
 fn tls() -> (Arc<rustls::ServerConfig>, rustls::RootCertStore, Certificate) {
     use rustls::{pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
-    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let certificate = pair.cert.der().clone();
-    let key = pair.signing_key.serialize_der();
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "plc-01");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let key = key.serialize_der();
     let key = move || PrivateKeyDer::try_from(key.clone()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
@@ -298,15 +309,17 @@ async fn over_tls_a_device_needs_its_certificate() {
             bind: ([127, 0, 0, 1], 0).into(),
             cert_file: "unused".into(),
             key_file: "unused".into(),
-            client_ca_file: "unused".into(),
+            client_ca_file: Some("unused".into()),
         }),
+        users_file: None,
+        anonymous: false,
         max_clients: 2,
         max_inflight: 2,
     };
     let sink = Sink { source: SourceId(0), publishes, notices };
-    let without = start(&config, Vec::new(), None, sink.clone()).await.unwrap_err();
+    let without = start(&config, Topics::of_defaults(&[]), None, sink.clone()).await.unwrap_err();
     assert!(without.to_string().contains("set cert_file and key_file"), "{without}");
-    let running = start(&config, vec!["#".into()], Some(server), sink).await.unwrap();
+    let running = start(&config, Topics::of_defaults(&["#"]), Some(server), sink).await.unwrap();
     let device = |certificate: Option<&Certificate>| {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -326,7 +339,9 @@ async fn over_tls_a_device_needs_its_certificate() {
     let (_client, mut eventloop) = device(None);
     assert!(timeout(PATIENCE, eventloop.poll()).await.unwrap().is_err());
     let (client, mut eventloop) = device(Some(&own));
-    client.try_publish("t", QoS::AtMostOnce, false, "over TLS").unwrap();
+    client.try_publish("devices/plc-02/telemetry", QoS::AtMostOnce, false, "not its own").unwrap();
+    until_outgoing(&mut eventloop).await;
+    client.try_publish("devices/plc-01/telemetry", QoS::AtMostOnce, false, "over TLS").unwrap();
     until_outgoing(&mut eventloop).await;
     assert_eq!(&timeout(PATIENCE, heard.recv()).await.unwrap().unwrap().payload[..], b"over TLS");
     running.requests.send(Request::Stop).unwrap();

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    identity::{client_tls, server_tls},
+    identity::{ClientCertificates, client_tls, server_tls},
     link::Request,
 };
 
@@ -145,7 +145,7 @@ async fn an_echo_server_flooded_both_ways_over_tls_never_deadlocks() {
 async fn a_server_that_demands_a_certificate_is_understood() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, &authority.file()).unwrap();
+    let server = server_tls(&cert, &key, ClientCertificates::Required(&authority.file())).unwrap();
     let (listener, port) = bound().await;
     tokio::spawn(async move {
         loop {
@@ -236,7 +236,7 @@ type Handshakes = tokio::task::JoinHandle<Vec<rustls::HandshakeKind>>;
 async fn the_second_handshake_with_a_server_is_a_resumed_one_also_with_a_client_certificate() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, &authority.file()).unwrap();
+    let server = server_tls(&cert, &key, ClientCertificates::Required(&authority.file())).unwrap();
     let (port, kinds) = handshakes(server, 3).await;
     let mut target = authority.target(port);
     target.tls = Some(client_tls(Some(&authority.file()), Some((&cert, &key))).unwrap());
