@@ -23,6 +23,8 @@ pub struct Setup {
     /// The members of `[spool]`.
     pub spool: String,
     pub listener: Option<u16>,
+    /// More members of `[listener]`.
+    pub listener_keys: String,
     pub broker: Option<u16>,
     /// `commands.allow`.
     pub allow: &'static str,
@@ -46,6 +48,7 @@ impl Setup {
             uplink,
             spool: "durability = \"disk\"".into(),
             listener: Some(free_port()),
+            listener_keys: String::new(),
             broker: None,
             allow: "[\"*/*\"]",
         }
@@ -64,7 +67,8 @@ impl Setup {
         }
         text += &format!("\n[spool]\n{}\n", self.spool);
         if let Some(port) = self.listener {
-            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n");
+            let keys = &self.listener_keys;
+            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n{keys}\n");
         }
         if let Some(port) = self.broker {
             text += &format!("\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\n");
@@ -180,7 +184,7 @@ pub fn run_command(config: &Path) -> Command {
 
 /// The gateway that was built along with the scenarios; or what `FIELDGATE_BIN` names, run by the
 /// words of `FIELDGATE_RUNNER`: an emulator, where the program is for another processor.
-fn binary() -> Command {
+pub fn binary() -> Command {
     let program = std::env::var("FIELDGATE_BIN");
     let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_fieldgate").into());
     let runner = std::env::var("FIELDGATE_RUNNER").unwrap_or_default();

@@ -17,6 +17,7 @@ mod framing;
 mod harness;
 mod interop;
 mod link;
+mod listener;
 mod mounted;
 mod operation;
 mod power;

@@ -361,7 +361,9 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         // A PUBACK must not wait for the next one; a socket that can't do this still works.
         let _ = stream.set_nodelay(true);
-        let leave = shared.with_lobby(|lobby| lobby.enter(Instant::now(), number, peer.ip()));
+        let grace = if acceptor.is_some() { lobby::GRACE_TLS } else { lobby::GRACE };
+        let enter = |lobby: &mut Lobby| lobby.enter(Instant::now(), grace, number, peer.ip());
+        let leave = shared.with_lobby(enter);
         let mut caller = Caller { number, peer, shown: Shown::Nothing, leave };
         self.connections.spawn(async move {
             let Some(acceptor) = acceptor else {
