@@ -91,7 +91,8 @@ impl Authority {
         Self { ca, issuer: Issuer::new(params, key) }
     }
 
-    /// What trusts the authority in `server_ca`, and shows a certificate of this one that is `name`'s.
+    /// What trusts the authority in `server_ca`, and shows a certificate of this one that is
+    /// `name`'s.
     pub fn client(&self, server_ca: &Path, name: &str) -> Arc<ClientConfig> {
         let must = "a certificate from fixed parameters";
         let mut params = CertificateParams::new([]).expect(must);

@@ -58,8 +58,9 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let device = session.device().map(str::to_owned);
         if !std::mem::replace(&mut session.is_reproved, true) {
-            let (client, client_id) = (session.principal.name(), &session.client_id);
-            tracing::warn!(?client, client_id, topic, "a publish is refused: not its topic");
+            let name = session.principal.name().map_or("anonymous", |name| name);
+            let client_id = &session.client_id;
+            tracing::warn!(name, client_id, topic, "a publish is refused: not its topic");
         }
         self.notify(Notice::Refused { device, reason: "forbidden", receipt });
     }

@@ -298,13 +298,9 @@ struct Certificate {
 }
 
 #[cfg(feature = "hub")]
-#[tokio::test]
-async fn over_tls_a_device_needs_its_certificate() {
-    let (server, roots, own) = tls();
-    let (publishes, mut heard) = mpsc::channel(4);
-    let (notices, mut told) = mpsc::channel(NOTICES);
-    let config = config::Listener {
-        bind: None,
+fn over_tls(bind: Option<SocketAddr>) -> config::Listener {
+    config::Listener {
+        bind,
         tls: Some(config::ListenerTls {
             bind: ([127, 0, 0, 1], 0).into(),
             cert_file: "unused".into(),
@@ -315,7 +311,16 @@ async fn over_tls_a_device_needs_its_certificate() {
         anonymous: false,
         max_clients: 2,
         max_inflight: 2,
-    };
+    }
+}
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn over_tls_a_device_needs_its_certificate() {
+    let (server, roots, own) = tls();
+    let (publishes, mut heard) = mpsc::channel(4);
+    let (notices, mut told) = mpsc::channel(NOTICES);
+    let config = over_tls(None);
     let sink = Sink { source: SourceId(0), publishes, notices };
     let without = start(&config, Topics::of_defaults(&[]), None, sink.clone()).await.unwrap_err();
     assert!(without.to_string().contains("set cert_file and key_file"), "{without}");
@@ -354,7 +359,7 @@ async fn over_tls_a_device_needs_its_certificate() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_stops_being_read_and_keeps_nobody_waiting() {
+async fn a_client_that_takes_nothing_is_cut_and_keeps_nobody_waiting() {
     let mut bench = Bench::start(8).await;
     let mut lazy = bench.raw().await;
     let subscribe = b"\x82\x07\x00\x01\x00\x02t0\x00";
@@ -369,9 +374,50 @@ async fn a_client_that_takes_nothing_stops_being_read_and_keeps_nobody_waiting()
             client.publish("t0", QoS::AtMostOnce, false, vec![0; 65_000]).await.unwrap();
         }
         client.publish("devices/busy", QoS::AtMostOnce, false, "done").await.unwrap();
+        // However much of that the sockets took, sometime they take no more.
+        loop {
+            sleep(Duration::from_millis(5)).await;
+            client.publish("t0", QoS::AtMostOnce, false, vec![0; 65_000]).await.unwrap();
+        }
     });
     let polling = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
     assert_eq!(&bench.hear().await.payload[..], b"done");
-    device.await.unwrap();
+    let cut_off = async {
+        loop {
+            let notice = bench.notices.recv().await.unwrap();
+            if matches!(&notice, Notice::Death { device, .. } if device == "z") {
+                return notice;
+            }
+        }
+    };
+    // The deadline for writing is half a minute.
+    let notice = timeout(3 * PATIENCE, cut_off).await.unwrap();
+    assert!(format!("{notice:?}").contains("connection lost"), "{notice:?}");
+    device.abort();
     polling.abort();
+}
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn who_says_nothing_is_closed_at_the_deadline() {
+    let (server, ..) = tls();
+    let (publishes, _heard) = mpsc::channel(1);
+    let (notices, _told) = mpsc::channel(NOTICES);
+    let config = over_tls(Some(([127, 0, 0, 1], 0).into()));
+    let sink = Sink { source: SourceId(0), publishes, notices };
+    let running = start(&config, Topics::of_defaults(&[]), Some(server), sink).await.unwrap();
+    let came = Instant::now();
+    let silent = async |address: Option<SocketAddr>, first: &[u8]| {
+        let mut stream = TcpStream::connect(address.unwrap()).await.unwrap();
+        stream.write_all(first).await.unwrap();
+        assert_eq!(answer(&mut stream).await, b"");
+        assert!(came.elapsed() >= connection::CONNECT_DEADLINE.min(HANDSHAKE_DEADLINE));
+    };
+    // Nothing at all, half a CONNECT, and half a record of TLS.
+    tokio::join!(
+        silent(running.plain, b""),
+        silent(running.plain, &CONNECT[..7]),
+        silent(running.tls, b""),
+        silent(running.tls, b"\x16\x03\x01\x02\x00"),
+    );
 }

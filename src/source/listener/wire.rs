@@ -322,10 +322,12 @@ mod tests {
 
     #[test]
     fn hostile_packets_are_refused() {
-        let cases: [(&[u8], &str); 9] = [
+        let cases: [(&[u8], &str); 11] = [
             (b"\x30\x02\x00\x00", "zero-length topic"),
             (b"\x30\x03\x00\x01#", "wildcard"),
             (b"\x30\x03\x00\x01\xff", "not UTF-8"),
+            (b"\x30\x05\x00\x03a\0b", "NUL"),
+            (b"\x82\x08\x00\x01\x00\x03a\0b\x00", "NUL in a filter"),
             (b"\x30\x03\x00\x09a", "length mismatch"),
             (b"\x36\x05\x00\x01a\x00\x01", "QoS 3"),
             (b"\x32\x05\x00\x01a\x00\x00", "identifier 0"),
