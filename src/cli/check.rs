@@ -119,8 +119,10 @@ fn explain_listener(listener: &Listener) -> Vec<String> {
         let (bind, proofs) = (tls.bind, proofs(tls.client_ca_file.as_ref()));
         lines.push(format!("Devices connect to it by MQTT over TLS on {bind}{proofs}."));
     }
+    let rate = listener.max_publish_rate;
+    let rate = rate.map(|rate| format!(" and {rate} publishes a second")).unwrap_or_default();
     lines.push(format!(
-        "At most {} devices at once, each with up to {} publishes unacknowledged.",
+        "At most {} devices at once, each with up to {} publishes unacknowledged{rate}.",
         listener.max_clients, listener.max_inflight
     ));
     lines

@@ -19,6 +19,7 @@ pub(super) fn listener(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Opti
     if tls.as_ref().is_some_and(|tls| tls.bind.port() != 0 && bind == Some(tls.bind)) {
         reader.fault("tls_bind", "bind has the same address; write another port");
     }
+    let limits_rate = reader.has("max_publish_rate");
     let is_open = |address: &SocketAddr| !address.ip().is_loopback();
     let reached: Vec<String> = (bind.iter().chain(tls.as_ref().map(|tls| &tls.bind)))
         .filter(|address| anonymous && is_open(address))
@@ -41,6 +42,7 @@ pub(super) fn listener(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Opti
         users_file,
         anonymous,
         max_clients: reader.count("max_clients", 100, 1..=10_000).into(),
+        max_publish_rate: limits_rate.then(|| reader.count("max_publish_rate", 100, 1..=u16::MAX)),
         max_inflight: reader.count("max_inflight", 100, 1..=u16::MAX).into(),
     })
 }

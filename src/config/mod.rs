@@ -334,6 +334,8 @@ pub struct Listener {
     pub anonymous: bool,
     /// The most clients at once.
     pub max_clients: usize,
+    /// Publishes of one client in a second.
+    pub max_publish_rate: Option<u16>,
     /// Publishes of one client that may wait for their PUBACK.
     pub max_inflight: usize,
 }

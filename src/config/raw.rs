@@ -120,6 +120,7 @@ pub(super) const TABLES: [Table; 7] = [
             key("allow_anonymous", "false"),
             key("allow_cleartext_passwords", "false"),
             key("max_clients", "100"),
+            key("max_publish_rate", "100"),
             key("max_inflight", "100"),
         ],
     },

@@ -42,6 +42,9 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 /// is not read.
 const HEARD: usize = 64;
 
+/// How far a client may be ahead of its rate.
+const BURST: Duration = Duration::from_secs(1);
+
 /// How many bytes are read at once, at least; the buffer grows only by what has arrived.
 const READ_BYTES: usize = 4096;
 
@@ -101,6 +104,8 @@ where
         read,
         starved: false,
         reading: true,
+        paid_until: Instant::now(),
+        resting_until: None,
         exhausted: false,
         writing: BytesMut::new(),
         heard,
@@ -186,6 +191,10 @@ struct Connection<S> {
     starved: bool,
     /// The broker takes packets of this connection.
     reading: bool,
+    /// With a limit on its rate: when the client will have used up what it published beyond it.
+    paid_until: Instant,
+    /// It has published too much too fast, and is not read until then.
+    resting_until: Option<Instant>,
     /// The gateway was told that this connection's whole window waits, and nothing came since.
     exhausted: bool,
     writing: BytesMut,
@@ -295,10 +304,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.starved || !self.reading || self.heard.len() >= HEARD {
                 return Ok(None);
             }
+            self.resting_until = self.rest();
+            if self.resting_until.is_some() {
+                self.reading = false;
+                return Ok(None);
+            }
             match wire::take_packet(&mut self.read) {
                 Ok(Some(Packet::Disconnect)) => return Ok(Some(End::Disconnect)),
                 Ok(Some(packet)) => {
                     self.exhausted = false;
+                    if let (Packet::Publish(_), Some(every)) = (&packet, self.shared.publish_every)
+                    {
+                        self.paid_until = self.paid_until.max(Instant::now()) + every;
+                    }
                     broker.handle_packet(self.number, packet)?;
                 }
                 Ok(None) => self.starved = true,
@@ -313,6 +331,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// Until when the client is not read, so that it keeps to its rate: it may be a second ahead.
+    fn rest(&self) -> Option<Instant> {
+        self.shared.publish_every?;
+        let until = self.paid_until.checked_sub(BURST)?;
+        (until > Instant::now()).then_some(until)
+    }
+
     fn handle_written(&mut self) {
         self.last_progress = Instant::now();
         if self.writing.is_empty() {
@@ -321,8 +346,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// When the client is overdue, if nothing happens until then.
+    /// When there is something to do, if nothing happens until then.
     fn deadline(&self) -> Option<Instant> {
+        self.overdue_at().into_iter().chain(self.resting_until).min()
+    }
+
+    /// When the client is overdue, if nothing happens until then.
+    fn overdue_at(&self) -> Option<Instant> {
         let silent = self.silence.filter(|_| self.reading).map(|limit| self.last_heard + limit);
         let stuck = (!self.writing.is_empty()).then(|| self.last_progress + WRITE_DEADLINE);
         silent.into_iter().chain(stuck).min()
@@ -330,7 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn overdue(&self) -> Option<End> {
         let now = Instant::now();
-        self.deadline().filter(|due| *due <= now)?;
+        self.overdue_at().filter(|due| *due <= now)?;
         let stuck = !self.writing.is_empty() && self.last_progress + WRITE_DEADLINE <= now;
         Some(if stuck { End::Lost } else { End::KeepAlive })
     }

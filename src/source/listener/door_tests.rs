@@ -27,7 +27,15 @@ fn bench(anonymous: bool) -> (Bench, String) {
 
 fn listener(users_file: Option<PathBuf>, anonymous: bool) -> config::Listener {
     let bind = Some(PEER);
-    config::Listener { bind, tls: None, users_file, anonymous, max_clients: 1, max_inflight: 1 }
+    config::Listener {
+        bind,
+        tls: None,
+        users_file,
+        anonymous,
+        max_clients: 1,
+        max_publish_rate: None,
+        max_inflight: 1,
+    }
 }
 
 fn set(file: &Path, name: &str, role: Role, digest: PasswordDigest) {

@@ -67,6 +67,8 @@ const SPARE_CONNECTIONS: usize = 2 * lobby::OF_ALL;
 /// cut off within this time.
 const USERS_EVERY: Duration = Duration::from_secs(5);
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// How long accepting rests when it can't go on.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -142,6 +144,7 @@ pub async fn start(
             notices_due: Notify::new(),
             stopping: AtomicBool::new(false),
             publishes: sink.publishes,
+            publish_every: config.max_publish_rate.map(|rate| SECOND / u32::from(rate)),
         }),
         connections: JoinSet::new(),
     };
@@ -173,6 +176,8 @@ struct Shared {
     notices_due: Notify,
     stopping: AtomicBool,
     publishes: mpsc::Sender<Publish>,
+    /// How far apart one client's publishes must be on average.
+    publish_every: Option<Duration>,
 }
 
 #[derive(Debug)]

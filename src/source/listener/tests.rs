@@ -23,6 +23,10 @@ struct Bench {
 
 impl Bench {
     async fn start(max_inflight: usize) -> Self {
+        Self::start_paced(max_inflight, None).await
+    }
+
+    async fn start_paced(max_inflight: usize, max_publish_rate: Option<u16>) -> Self {
         let (publishes_in, publishes) = mpsc::channel(4);
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let config = config::Listener {
@@ -31,6 +35,7 @@ impl Bench {
             users_file: None,
             anonymous: false,
             max_clients: 20,
+            max_publish_rate,
             max_inflight,
         };
         let sink = Sink { source: SourceId(1), publishes: publishes_in, notices: notices_in };
@@ -246,6 +251,7 @@ async fn an_address_in_use_is_named_with_its_remedy() {
         users_file: None,
         anonymous: false,
         max_clients: 1,
+        max_publish_rate: None,
         max_inflight: 1,
     };
     let (publishes, _) = mpsc::channel(1);
@@ -310,6 +316,7 @@ fn over_tls(bind: Option<SocketAddr>) -> config::Listener {
         users_file: None,
         anonymous: false,
         max_clients: 2,
+        max_publish_rate: None,
         max_inflight: 2,
     }
 }
@@ -395,6 +402,20 @@ async fn a_client_that_takes_nothing_is_cut_and_keeps_nobody_waiting() {
     assert!(format!("{notice:?}").contains("connection lost"), "{notice:?}");
     device.abort();
     polling.abort();
+}
+
+#[tokio::test]
+async fn a_client_is_read_no_faster_than_it_may_publish() {
+    let mut bench = Bench::start_paced(8, Some(10)).await;
+    let mut fast = bench.raw().await;
+    let publish = b"\x30\x0b\x00\x09devices/z";
+    let came = Instant::now();
+    fast.write_all(&[CONNECT, &publish.repeat(25)].concat()).await.unwrap();
+    for _ in 0..25 {
+        assert_eq!(bench.hear().await.topic, "devices/z");
+    }
+    // A burst of one second's, and the rest at ten a second.
+    assert!(came.elapsed() >= Duration::from_millis(1300), "{:?}", came.elapsed());
 }
 
 #[cfg(feature = "hub")]
