@@ -9,8 +9,11 @@
 //! # Stored form
 //!
 //! ```text
-//! flags      1 byte    bit 0 event, 1 time not trusted, 2 retained, 3 payload may travel as JSON text
-//! ts         6 bytes   Unix milliseconds, little endian
+//! flags      1 byte    bit 0 event, 1 time not trusted, 2 retained, 3 payload may travel as JSON text,
+//!                      4 the boot's mark follows `ts`; the others are 0
+//! ts         6 bytes   Unix milliseconds, little endian; a best estimate where the time is not trusted
+//! [boot]     4 bytes   which boot of the board it was, little endian: see [`SinceBoot`]
+//! [uptime]   6 bytes   milliseconds since that boot, little endian
 //! reading:   topic length, device offset in the topic + 1 (0: the device follows), device length   LEB128 each
 //!            topic, [device], payload
 //! event:     JSON
@@ -36,7 +39,10 @@ const FLAG_EVENT: u8 = 1;
 const FLAG_UNSYNCED: u8 = 2;
 const FLAG_RETAINED: u8 = 4;
 const FLAG_JSON: u8 = 8;
+const FLAG_BOOT: u8 = 16;
+const KNOWN_FLAGS: u8 = 0x1f;
 const HEAD_BYTES: usize = 7;
+const BOOT_BYTES: usize = 10;
 
 /// When something was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,43 @@ pub struct Timestamp {
     pub unix_ms: u64,
     /// Whether the clock it was read from was trusted (PROTOCOL.md, section 9).
     pub synced: bool,
+    /// Where it was not: by what the time can be told later.
+    pub since_boot: Option<SinceBoot>,
+}
+
+/// A moment by the one clock that is right on every board: the time since the board was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SinceBoot {
+    /// Which boot: 32 bits of a digest of the kernel's boot id.
+    pub boot: u32,
+    /// Milliseconds since then, those asleep included; 48 bits are kept.
+    pub uptime_ms: u64,
+}
+
+/// A boot whose beginning is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot {
+    /// As in [`SinceBoot`].
+    pub boot: u32,
+    /// When it began, in Unix milliseconds.
+    pub began_ms: u64,
+}
+
+impl Timestamp {
+    /// A time from a clock that is trusted.
+    pub const fn synced(unix_ms: u64) -> Self {
+        Self { unix_ms, synced: true, since_boot: None }
+    }
+
+    /// The same moment by a clock that is trusted, if it was heard in this boot; else as it is.
+    pub fn rebased(self, boot: Option<Boot>) -> Self {
+        match (self.since_boot, boot) {
+            (Some(since), Some(boot)) if since.boot == boot.boot => {
+                Self::synced(boot.began_ms.saturating_add(since.uptime_ms))
+            }
+            _ => self,
+        }
+    }
 }
 
 /// What a device published.
@@ -176,7 +219,12 @@ pub struct MalformedRecord;
 pub fn store_reading(ts: Timestamp, reading: &Reading<'_>) -> Bytes {
     let device_at = offset_within(reading.topic, reading.device);
     let mut out = Vec::with_capacity(
-        HEAD_BYTES + 9 + reading.topic.len() + reading.device.len() + reading.payload.len(),
+        HEAD_BYTES
+            + BOOT_BYTES
+            + 9
+            + reading.topic.len()
+            + reading.device.len()
+            + reading.payload.len(),
     );
     let mut flags = 0;
     flags |= if reading.retained { FLAG_RETAINED } else { 0 };
@@ -208,9 +256,12 @@ impl<'a> Stored<'a> {
     /// # Errors
     /// [`MalformedRecord`] when the bytes don't follow the form.
     pub fn read(bytes: &'a [u8]) -> Result<Self, MalformedRecord> {
-        let (head, mut rest) = bytes.split_at_checked(HEAD_BYTES).ok_or(MalformedRecord)?;
-        let flags = head[0];
-        let ts = stamp(head).ok_or(MalformedRecord)?;
+        let ts = stamp(bytes).ok_or(MalformedRecord)?;
+        let flags = bytes[0];
+        if flags & !KNOWN_FLAGS != 0 {
+            return Err(MalformedRecord);
+        }
+        let mut rest = &bytes[head_bytes(flags)..];
         if flags & FLAG_EVENT != 0 {
             let text = std::str::from_utf8(rest).map_err(|_| MalformedRecord)?;
             return Ok(Self { ts, body: Body::Event(text) });
@@ -242,10 +293,22 @@ impl<'a> Stored<'a> {
 
 /// When a stored record was heard, without looking at the rest; `None` when it is too short.
 pub fn stamp(stored: &[u8]) -> Option<Timestamp> {
-    let head = stored.get(..HEAD_BYTES)?;
-    let mut ms = [0; 8];
-    ms[..6].copy_from_slice(&head[1..]);
-    Some(Timestamp { unix_ms: u64::from_le_bytes(ms), synced: head[0] & FLAG_UNSYNCED == 0 })
+    let flags = *stored.first()?;
+    let head = stored.get(..head_bytes(flags))?;
+    let since_boot = (flags & FLAG_BOOT != 0).then(|| SinceBoot {
+        boot: little_endian(&head[HEAD_BYTES..HEAD_BYTES + 4]) as u32,
+        uptime_ms: little_endian(&head[HEAD_BYTES + 4..]),
+    });
+    let unix_ms = little_endian(&head[1..HEAD_BYTES]);
+    Some(Timestamp { unix_ms, synced: flags & FLAG_UNSYNCED == 0, since_boot })
+}
+
+fn head_bytes(flags: u8) -> usize {
+    if flags & FLAG_BOOT == 0 { HEAD_BYTES } else { HEAD_BYTES + BOOT_BYTES }
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// Whether a payload may travel as the JSON it is: RFC 8259, UTF-8, at most [`MAX_JSON_DEPTH`]
@@ -294,8 +357,13 @@ pub fn is_device_name(name: &str) -> bool {
 }
 
 fn put_head(out: &mut Vec<u8>, flags: u8, ts: Timestamp) {
-    out.push(flags | if ts.synced { 0 } else { FLAG_UNSYNCED });
+    let unsynced = if ts.synced { 0 } else { FLAG_UNSYNCED };
+    out.push(flags | unsynced | if ts.since_boot.is_some() { FLAG_BOOT } else { 0 });
     out.extend_from_slice(&ts.unix_ms.to_le_bytes()[..6]);
+    if let Some(since) = ts.since_boot {
+        out.extend_from_slice(&since.boot.to_le_bytes());
+        out.extend_from_slice(&since.uptime_ms.to_le_bytes()[..6]);
+    }
 }
 
 fn put_varint(out: &mut Vec<u8>, mut value: usize) {
@@ -334,7 +402,11 @@ fn offset_within(whole: &str, part: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const TS: Timestamp = Timestamp { unix_ms: 1_790_000_000_123, synced: false };
+    const TS: Timestamp = Timestamp { unix_ms: 1_790_000_000_123, synced: false, since_boot: None };
+    const OF_A_BOOT: Timestamp = Timestamp {
+        since_boot: Some(SinceBoot { boot: 0x89ab_cdef, uptime_ms: 0x0123_4567_89ab }),
+        ..TS
+    };
 
     fn reading<'a>(device: &'a str, topic: &'a str, payload: &'a [u8]) -> Reading<'a> {
         Reading { device, topic, retained: true, payload, json: is_plain_json(payload) }
@@ -345,14 +417,47 @@ mod tests {
         for (device, topic) in
             [("plc-01", "devices/plc-01/telemetry"), ("hall", "sensors/x"), ("é", "a/é/b")]
         {
-            let given = reading(device, topic, br#"{"t":21.5}"#);
-            let bytes = store_reading(TS, &given);
-            let stored = Stored::read(&bytes).unwrap();
-            assert_eq!(stored.ts, TS);
-            assert_eq!(stored.payload_bytes(), 10);
-            let Body::Reading(read) = stored.body else { panic!("an event?") };
-            assert_eq!(read, given);
+            for ts in [TS, OF_A_BOOT, Timestamp::synced(7)] {
+                let given = reading(device, topic, br#"{"t":21.5}"#);
+                let bytes = store_reading(ts, &given);
+                let stored = Stored::read(&bytes).unwrap();
+                assert_eq!(stored.ts, ts);
+                assert_eq!(stored.payload_bytes(), 10);
+                let Body::Reading(read) = stored.body else { panic!("an event?") };
+                assert_eq!(read, given);
+            }
         }
+    }
+
+    #[test]
+    fn an_event_of_a_boot_survives_its_stored_form() {
+        let bytes = store_event(OF_A_BOOT, &Event::Birth { device: "plc-01".into() });
+        let stored = Stored::read(&bytes).unwrap();
+        assert_eq!(stored.ts, OF_A_BOOT);
+        let Body::Event(json) = stored.body else { panic!("a reading?") };
+        assert_eq!(json, r#"{"kind":"birth","device":"plc-01"}"#);
+    }
+
+    #[test]
+    fn what_was_heard_before_the_time_was_known_gets_its_time_in_the_same_boot_only() {
+        let boot = |boot| Some(Boot { boot, began_ms: 1_800_000_000_000 });
+        let known = OF_A_BOOT.rebased(boot(0x89ab_cdef));
+        assert_eq!(known, Timestamp::synced(1_800_000_000_000 + 0x0123_4567_89ab));
+        assert_eq!(OF_A_BOOT.rebased(boot(1)), OF_A_BOOT);
+        assert_eq!(OF_A_BOOT.rebased(None), OF_A_BOOT);
+        assert_eq!(Timestamp::synced(7).rebased(boot(0x89ab_cdef)), Timestamp::synced(7));
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_is_read_and_one_of_a_newer_is_not_misread() {
+        let mut older = vec![FLAG_RETAINED | FLAG_UNSYNCED, 1, 0, 0, 0, 0, 0, 3, 1, 1];
+        older.extend_from_slice(b"d/eX");
+        let stored = Stored::read(&older).unwrap();
+        let expected = Timestamp { unix_ms: 1, synced: false, since_boot: None };
+        assert_eq!(stored.ts, expected);
+        assert_eq!(stored.payload_bytes(), 1);
+        older[0] |= 0x20;
+        assert!(Stored::read(&older).is_err());
     }
 
     #[test]
@@ -363,14 +468,13 @@ mod tests {
 
     #[test]
     fn no_cut_of_a_stored_record_panics() {
-        let bytes = store_reading(TS, &reading("d", "other/topic", b"x"));
-        for cut in 0..bytes.len() - 1 {
-            assert!(Stored::read(&bytes[..cut]).is_err(), "cut at {cut}");
+        for ts in [TS, OF_A_BOOT] {
+            let bytes = store_reading(ts, &reading("d", "other/topic", b"x"));
+            for cut in 0..bytes.len() - 1 {
+                assert!(Stored::read(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
         }
-        assert!(
-            Stored::read(&[0xff; 40]).is_ok_and(|r| matches!(r.body, Body::Event(_)))
-                || Stored::read(&[0xff; 40]).is_err()
-        );
+        assert!(Stored::read(&[0xff; 40]).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::mpsc as async_mpsc;
 use super::wear::{Load, Wear};
 use crate::{
     gateway::{DiskRequest, Held},
+    identity::CONFIRMED_TIME,
     protocol::Epoch,
     spool::{
         Appended, DirectoryDisk, Disk as _, HeldRange, Item, Limits, OpenError, Report, Spool,
@@ -41,6 +42,8 @@ pub(super) enum Job {
     Request(DiskRequest),
     /// Keep it that this URL is managed.
     RememberManaged(String),
+    /// Keep what a hub said the time is: the file's whole content.
+    KeepTime(String),
     /// Write the positions and end.
     Stop,
 }
@@ -233,7 +236,11 @@ impl Worker {
                     store.remember_managed(url);
                     None
                 }
-                (Some(Job::RememberManaged(_)), None) => None,
+                (Some(Job::KeepTime(line)), Some(store)) => {
+                    store.keep_time(&line);
+                    None
+                }
+                (Some(Job::RememberManaged(_) | Job::KeepTime(_)), None) => None,
             };
             self.note_wear();
             if answer.is_some_and(|answer| answers.send(answer).is_err()) {
@@ -267,6 +274,12 @@ impl Store {
         let lines = self.managed_urls.join("\n");
         if let Err(error) = self.spool.disk().replace(MANAGED, lines.as_bytes()) {
             tracing::warn!(%error, "that the hub is managed could not be kept");
+        }
+    }
+
+    fn keep_time(&self, line: &str) {
+        if let Err(error) = self.spool.disk().replace(CONFIRMED_TIME, line.as_bytes()) {
+            tracing::info!(%error, "the hub's time could not be kept for the next start");
         }
     }
 

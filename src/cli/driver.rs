@@ -6,11 +6,12 @@
 
 mod alarm;
 mod questions;
+mod time;
 
 use std::{
     collections::HashMap,
-    sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -22,6 +23,7 @@ use tokio::{
 };
 
 use alarm::Alarm;
+pub(super) use time::now;
 
 use super::{
     disk::{Answer, DiskThread, Job},
@@ -30,12 +32,13 @@ use super::{
 };
 use crate::{
     gateway::{Ended, Gateway, Now, Output, Transmit},
+    identity::Clock,
     link::{self, Link},
     ops::{
         control::Question,
         notify::{self, Watchdog},
     },
-    record::{Publish, SourceId, Timestamp},
+    record::{Publish, SourceId},
     source::{self, Notice, PUBLISH_QUEUE},
     topic::Template,
 };
@@ -49,9 +52,6 @@ const STOP: Duration = Duration::from_millis(4500);
 const STOP_SAFE: Duration = Duration::from_secs(2);
 const STOP_ACKS: Duration = Duration::from_millis(500);
 const STOP_CLOSE: Duration = Duration::from_millis(500);
-
-/// No system clock that was ever set is before this: 2026-01-01T00:00:00Z, in Unix milliseconds.
-const EARLIEST_MS: u64 = 1_767_225_600_000;
 
 /// Makes links: everything about a hub, by its place in the configuration, but the moment.
 pub(super) type Dialer = Box<dyn Fn(usize, bool) -> Result<link::Target, String> + Send>;
@@ -73,6 +73,7 @@ struct Signals {
 /// All parts, and the core between them.
 pub(super) struct Driver {
     pub(super) gateway: Gateway,
+    pub(super) clock: Arc<Clock>,
     pub(super) disk: DiskThread,
     pub(super) publishes: mpsc::Receiver<Publish>,
     pub(super) notices: mpsc::Receiver<Notice>,
@@ -94,7 +95,10 @@ pub(super) struct Driver {
 #[derive(Debug, Default)]
 pub(super) struct State {
     link: Option<Link>,
+    /// The end of the certificate that the hub on the link proved itself by, if it did.
+    valid_until_ms: Option<u64>,
     sent_bytes: u64,
+    received_bytes: u64,
     /// What each source last said of itself.
     source_states: HashMap<SourceId, (bool, String)>,
     /// `fieldgate send` that waits for its record to be safe, by the number of its receipt.
@@ -135,7 +139,7 @@ impl Driver {
             hangup: signal(SignalKind::hangup())?,
         };
         self.state.watchdog = Watchdog::new(Instant::now());
-        self.gateway.handle_timeout(now());
+        self.gateway.handle_timeout(self.now());
         notify::ready();
         loop {
             let waits_for_room = self.drain();
@@ -185,7 +189,7 @@ impl Driver {
     }
 
     fn handle(&mut self, event: Event) {
-        let now = now();
+        let now = self.now();
         self.note_progress(now);
         match event {
             Event::Disk(answer) => self.handle_disk(now, answer),
@@ -200,7 +204,8 @@ impl Driver {
             Event::Probed(reachable) => self.gateway.handle_probed(now, reachable),
             // What came of it stands in the log.
             Event::Reload => drop(self.reload()),
-            Event::Timeout | Event::Room | Event::Signal(_) => {}
+            Event::Timeout => self.keep_time(false),
+            Event::Room | Event::Signal(_) => {}
         }
         if self.gateway.poll_timeout().is_some_and(|at| at <= now.instant) {
             self.gateway.handle_timeout(now);
@@ -239,7 +244,8 @@ impl Driver {
 
     fn handle_link(&mut self, now: Now, event: Option<link::Event>) {
         let down = match event {
-            Some(link::Event::Up { subprotocol, .. }) => {
+            Some(link::Event::Up { subprotocol, date_ms, valid_until_ms }) => {
+                self.handle_date(date_ms, valid_until_ms);
                 return self.gateway.handle_up(now, subprotocol.as_deref());
             }
             Some(link::Event::Text(text)) => return self.gateway.handle_text(now, &text),
@@ -252,7 +258,10 @@ impl Driver {
         self.state.link = None;
         let ended = match down {
             link::Down::Dial { step, error } => Ended::Dial(format!("{step}: {error}")),
-            link::Down::Refused { status, retry_after } => Ended::Http { status, retry_after },
+            link::Down::Refused { status, retry_after, date_ms, valid_until_ms } => {
+                self.handle_date(date_ms, valid_until_ms);
+                Ended::Http { status, retry_after }
+            }
             link::Down::Closed { code, reason } => Ended::Closed { code, reason },
             link::Down::Cut(error) => Ended::Cut(error),
         };
@@ -326,7 +335,7 @@ impl Driver {
             .is_some_and(|source| source.requests.send(source::Request::Deliver(delivery)).is_ok());
         if !sent {
             self.state.tried.remove(&token);
-            self.gateway.handle_undelivered(now(), token);
+            self.gateway.handle_undelivered(self.now(), token);
         }
     }
 
@@ -336,6 +345,12 @@ impl Driver {
         if sent != self.state.sent_bytes {
             self.state.sent_bytes = sent;
             self.gateway.handle_progress(now);
+        }
+        // Half a frame shows as well that the peer lives.
+        let received = link.counters.received.load(Relaxed);
+        if received != self.state.received_bytes {
+            self.state.received_bytes = received;
+            self.gateway.handle_frame(now);
         }
     }
 
@@ -352,7 +367,7 @@ impl Driver {
                 // Its last event says why, and comes next.
                 Err(mpsc::error::TrySendError::Closed(())) => return false,
             };
-            match self.gateway.poll_transmit(now()) {
+            match self.gateway.poll_transmit(self.now()) {
                 Some(Transmit::Text(text)) => room.send(link::Request::Text(text)),
                 Some(Transmit::Ping(payload)) => room.send(link::Request::Ping(payload)),
                 Some(Transmit::Close { code, reason }) => {
@@ -391,12 +406,20 @@ impl Driver {
             }
             Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
-                    self.state.sent_bytes = 0;
+                    (self.state.sent_bytes, self.state.received_bytes) = (0, 0);
                     self.state.link = Some(link::open(target));
                 }
-                Err(error) => self.gateway.handle_ended(now(), &Ended::Dial(error)),
+                Err(error) => self.gateway.handle_ended(self.now(), &Ended::Dial(error)),
             },
             Output::Hangup => self.state.link = None,
+            Output::Token => match (self.dialer)(self.gateway.hub(), true) {
+                Ok(target) => {
+                    if let Some(token) = target.bearer {
+                        self.gateway.handle_token(token.reveal());
+                    }
+                }
+                Err(error) => tracing::warn!(error, "no fresh token to show to the hub"),
+            },
             Output::Probe => {
                 let target = (self.dialer)(0, true);
                 self.state.probe = Some(tokio::spawn(async move {
@@ -406,6 +429,7 @@ impl Driver {
                     }
                 }));
             }
+            Output::TimeHeard { unix_ms } => self.handle_time(unix_ms),
             Output::RememberManaged { hub } => {
                 self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();
             }
@@ -436,17 +460,26 @@ impl Driver {
         })
     }
 
-    /// Whether the process may live on: whoever gets here did, the loop turns.
+    /// Says that the process may live on: the loop turns, or nobody would get here, and the gateway
+    /// gets on.
     fn feed_watchdog(&mut self) {
-        if let Some(watchdog) = &mut self.state.watchdog {
-            watchdog.feed(Instant::now());
+        let Some(watchdog) = &mut self.state.watchdog else { return };
+        let now = now(&self.clock);
+        if !watchdog.is_due(now.instant) {
+            return;
+        }
+        match self.gateway.standstill(now) {
+            None => notify::alive(),
+            Some(what) => {
+                tracing::error!(what, "the gateway stands still; the watchdog is not fed")
+            }
         }
     }
 
     /// Nothing more is taken in; what was taken is made safe and acknowledged; the link is closed.
     async fn stop(mut self) {
         let end = Instant::now() + STOP;
-        self.gateway.handle_stop(now());
+        self.gateway.handle_stop(self.now());
         self.go_on_until(STOP_SAFE, Gateway::is_settled).await;
         if !self.gateway.is_settled() {
             tracing::error!("stopping with records that are not safe; they stay unacknowledged");
@@ -456,8 +489,9 @@ impl Driver {
             source.requests.send(source::Request::Stop).ok();
         }
         self.go_on_until(STOP_ACKS, Gateway::is_drained).await;
-        self.gateway.handle_last_close(now());
+        self.gateway.handle_last_close(self.now());
         self.go_on_until(STOP_CLOSE, Gateway::is_closed).await;
+        self.keep_time(true);
         let Self { sources, disk, .. } = self;
         for source in sources {
             let name = source.name;
@@ -496,15 +530,6 @@ impl Driver {
 
 /// The source of `fieldgate send`.
 const CONTROL: SourceId = SourceId(u8::MAX);
-
-/// The time, from the machine's clocks.
-pub(super) fn now() -> Now {
-    let unix_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-    let wall = Timestamp { unix_ms, synced: unix_ms >= EARLIEST_MS };
-    Now { instant: Instant::now(), wall }
-}
 
 async fn next_of(link: &mut Option<Link>) -> Option<link::Event> {
     match link {

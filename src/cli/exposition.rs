@@ -63,6 +63,11 @@ const METRICS: &[Metric] = &[
         "doubtful_publishes_total",
         "Publishes that may have been sent before and were kept",
     ),
+    gauge(
+        &["clock", "system_clock_off_ms"],
+        "system_clock_off_milliseconds",
+        "How far the system clock is ahead of the time that is used",
+    ),
     gauge(&["commands", "under_way"], "commands_under_way", "Commands accepted and not yet final"),
     gauge(&["commands", "journalled"], "commands_journalled", "Command ids that the journal keeps"),
     gauge(&["disk", "memory_bytes"], "memory_records_bytes", "Records in memory"),
@@ -109,6 +114,9 @@ pub(super) fn exposition(status: &Value) -> String {
     head(&mut out, "disk_failing", false, "Whether the last write to disk failed");
     let failing = !status["disk"]["error"].is_null();
     sample(&mut out, "disk_failing", &[], &Value::from(u8::from(failing)));
+    head(&mut out, "clock_trusted", false, "Whether the time is known");
+    let trusted = status["clock"]["trusted"] == true;
+    sample(&mut out, "clock_trusted", &[], &Value::from(u8::from(trusted)));
     for metric in METRICS {
         let value = metric.place.iter().fold(status, |value, member| &value[*member]);
         if value.is_number() {

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     config::{Config, Uplink},
+    identity::Clock,
     ops::control::{Ask, ask},
 };
 
@@ -71,6 +73,7 @@ fn describe(account: &Value) -> String {
 pub(super) struct Reload {
     /// What it runs with now.
     running: Config,
+    clock: Arc<Clock>,
     /// What was written when it was started, and when it was last read.
     started: Keys,
     last: Keys,
@@ -81,10 +84,10 @@ type Keys = BTreeMap<String, toml::Value>;
 
 impl Reload {
     /// `running` was just loaded.
-    pub(super) fn new(running: Config) -> Self {
+    pub(super) fn new(running: Config, clock: Arc<Clock>) -> Self {
         // A file that was just read and now can't be is told of when someone asks to reload it.
         let started = written(&running.file).unwrap_or_default();
-        Self { running, last: started.clone(), started }
+        Self { running, clock, last: started.clone(), started }
     }
 
     /// Reads the file. Gives what dials from now on, and an account for whoever asked.
@@ -108,7 +111,7 @@ impl Reload {
         if let (Some(uplink), Some(new)) = (&mut merged.uplink, new.uplink) {
             take_over_live(uplink, new);
         }
-        let parts = prepare(&merged).map_err(|error| format!("{error:#}"))?;
+        let parts = prepare(&merged, &self.clock).map_err(|error| format!("{error:#}"))?;
         let is_live = |key: &String| LIVE.contains(&key.as_str()) && merged.uplink.is_some();
         let mut changed = differing(&self.last, &last);
         changed.retain(is_live);
@@ -168,7 +171,7 @@ mod tests {
         let file = folder.path().join("fieldgate.toml");
         std::fs::write(&file, text).expect("a file in an own folder");
         let config = Config::load(&file).expect("a valid configuration");
-        (folder, Reload::new(config))
+        (folder, Reload::new(config, Clock::of_system()))
     }
 
     fn rewrite(reload: &Reload, text: &str) {

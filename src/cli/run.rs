@@ -1,6 +1,11 @@
 //! `fieldgate run`: puts the parts together and hands them to the driver.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -13,7 +18,7 @@ use super::{
 use crate::{
     config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, ClientCertificates, IdentityError, Token},
+    identity::{self, ClientCertificates, Clock, IdentityError, Token},
     link,
     ops::control,
     protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
@@ -31,6 +36,10 @@ const WORTH_PASSING: u64 = 1000;
 /// How many commands may be under way.
 const INFLIGHT_COMMANDS: usize = 32;
 
+/// A dial takes five steps, each of `connect_timeout` at most, and a little.
+const DIAL_STEPS: u32 = 5;
+const DIAL_SPARE: Duration = Duration::from_secs(10);
+
 /// A segment is a sixty-fourth of the spool, but of a size that suits a card.
 const SEGMENTS: u64 = 64;
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = (256 << 10)..=(4 << 20);
@@ -44,7 +53,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::from(ConfigError::EXIT_CODE);
         }
     };
-    let parts = match prepare(&config) {
+    let clock = Clock::open(&spool_dir(&config));
+    let parts = match prepare(&config, &clock) {
         Ok(parts) => parts,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -58,7 +68,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start(config, parts)) {
+    match runtime.block_on(start(config, parts, clock)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -75,14 +85,14 @@ pub(super) struct Parts {
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
+pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Parts> {
     let uplink = config.uplink.as_ref();
     let client_cert = uplink.and_then(|uplink| uplink.client_cert.as_ref());
     let uplink_tls = uplink
         .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
             let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(uplink.ca_file.as_deref(), pair)
+            identity::client_tls(uplink.ca_file.as_deref(), pair, clock)
         })
         .transpose()
         .context("uplink")?;
@@ -98,12 +108,14 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
         .map(|mqtt| {
             let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(mqtt.ca_file.as_deref(), pair)
+            identity::client_tls(mqtt.ca_file.as_deref(), pair, clock)
         })
         .transpose()
         .context("mqtt")?;
-    let listener_tls =
-        (config.listener.as_ref()).and_then(listener_tls).transpose().context("listener")?;
+    let listener_tls = (config.listener.as_ref())
+        .and_then(|listener| listener_tls(listener, clock))
+        .transpose()
+        .context("listener")?;
     let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
     let users = users_file.map(|file| identity::Users::from_file(file)).transpose();
     users.context("listener.users_file")?;
@@ -116,6 +128,7 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<Parts> {
 
 fn listener_tls(
     listener: &config::Listener,
+    clock: &Arc<Clock>,
 ) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
     let tls = listener.tls.as_ref()?;
     let clients = match &tls.client_ca_file {
@@ -123,13 +136,13 @@ fn listener_tls(
         Some(file) if listener.needs_certificate() => ClientCertificates::Required(file),
         Some(file) => ClientCertificates::Optional(file),
     };
-    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients))
+    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients, clock))
 }
 
-async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
+async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
     let [epoch, seed] = random()?;
     let epoch = Epoch(epoch);
-    let spool_dir = config.gateway.state_dir.join("spool");
+    let spool_dir = spool_dir(&config);
     let mut names = vec!["events"];
     names.extend(config.spool.lanes.iter().map(StreamName::as_str));
     let segment_bytes =
@@ -154,7 +167,7 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
     let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
     let settings = settings(&config, &parts, stream_names(streams)?, managed_urls, epoch, seed);
     let held = found.as_ref().map(Found::held).map_err(Clone::clone);
-    let gateway = Gateway::new(driver::now(), settings, held);
+    let gateway = Gateway::new(driver::now(&clock), settings, held);
     let interests = gateway.interests();
     let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
     let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
@@ -203,12 +216,17 @@ async fn start(config: Config, parts: Parts) -> anyhow::Result<()> {
         dialer: dialer(config.uplink.clone(), parts.uplink_tls),
         urls,
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
-        reload: Reload::new(config),
+        reload: Reload::new(config, clock.clone()),
+        clock,
         state: State::default(),
     };
     // As a task: a future that the runtime itself blocks on costs a system call more at each
     // wake-up.
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
+}
+
+fn spool_dir(config: &Config) -> PathBuf {
+    config.gateway.state_dir.join("spool")
 }
 
 /// How many publishes of one session may be in flight.
@@ -259,6 +277,7 @@ fn settings(
         ping_interval: uplink.ping_interval,
         ping_timeout: uplink.ping_timeout,
         ack_timeout: uplink.ack_timeout,
+        dial_timeout: uplink.connect_timeout * DIAL_STEPS + DIAL_SPARE,
         backoff: uplink.backoff,
         return_after: uplink.return_after,
         plain_commands: uplink.plain_commands,

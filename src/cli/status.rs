@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::exposition::exposition;
 use crate::{
     config::Config,
+    identity::calendar::Moment,
     ops::control::{Ask, ask},
 };
 
@@ -81,6 +82,7 @@ fn describe(status: &Value) -> String {
         }
     }
     line("uplink", link);
+    line("clock", clock(&status["clock"]));
     for source in status["sources"].as_array().into_iter().flatten() {
         let up = if source["up"] == true { "up" } else { "down" };
         line(&text(&source["name"]), format!("{up}, {}", text(&source["detail"])));
@@ -111,11 +113,42 @@ fn describe(status: &Value) -> String {
     out
 }
 
+fn clock(status: &Value) -> String {
+    let moment = |ms: &Value| ms.as_i64().map(|ms| Moment { unix_seconds: ms.div_euclid(1000) });
+    let Some(now) = moment(&status["unix_ms"]) else { return "-".into() };
+    let mut text = match status["by"].as_str() {
+        Some(by) => format!("{now}, trusted: {by}"),
+        None => format!("{now}, not trusted: records are marked until a hub says the time"),
+    };
+    let off_s = status["system_clock_off_ms"].as_i64().unwrap_or(0) / 1000;
+    if off_s != 0 {
+        text += &format!(", the system clock is off by {off_s} s");
+    }
+    if let Some(confirmed) = moment(&status["confirmed_ms"]) {
+        text += &format!(", last confirmed by a hub: {confirmed}");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_clock_is_told_in_words() {
+        let lost = json!({ "unix_ms": 1_795_305_607_000_u64, "trusted": false, "by": null,
+            "system_clock_off_ms": -1_795_305_600_000_i64, "confirmed_ms": null });
+        let expected = "2026-11-22 00:00:07 UTC, not trusted: records are marked until a hub says \
+                        the time, the system clock is off by -1795305600 s";
+        assert_eq!(clock(&lost), expected);
+        let kept = json!({ "unix_ms": 1_795_305_607_000_u64, "trusted": true, "by": "hub",
+            "system_clock_off_ms": -400, "confirmed_ms": 1_795_305_607_000_u64 });
+        let expected = "2026-11-22 00:00:07 UTC, trusted: hub, last confirmed by a hub: \
+                        2026-11-22 00:00:07 UTC";
+        assert_eq!(clock(&kept), expected);
+    }
 
     #[test]
     fn wear_is_told_in_words() {

@@ -18,12 +18,15 @@ mod commands;
 mod hubs;
 mod intake;
 mod lane;
+mod live;
+mod pace;
 mod random;
 mod redelivery;
 mod reports;
 mod session;
 mod shares;
 mod snapshot;
+mod standstill;
 mod storage;
 mod timers;
 mod transmit;
@@ -46,12 +49,13 @@ use shares::Shares;
 pub use snapshot::{
     CommandStatus, CounterStatus, DiskStatus, Snapshot, StreamStatus, UplinkStatus,
 };
+use standstill::Standstill;
 pub use uplink::{Ended, UplinkSettings};
 use uplink::{Phase, Then, Uplink};
 
 use crate::{
     protocol::{Epoch, StreamName, close},
-    record::{self, Receipt, SourceId, Timestamp},
+    record::{self, Boot, Receipt, SourceId, Timestamp},
     spool::{Entry, HeldRange, Tail},
     topic::Template,
 };
@@ -61,8 +65,11 @@ use crate::{
 pub struct Now {
     /// Monotonic.
     pub instant: Instant,
-    /// What the system clock says, and whether it is trusted.
+    /// What the clock says, and whether it is trusted.
     pub wall: Timestamp,
+    /// When this boot began, if a trusted clock can tell: records that were heard before it could
+    /// get their time by it.
+    pub boot: Option<Boot>,
 }
 
 /// Everything the core needs to know.
@@ -142,8 +149,15 @@ pub enum Output {
     },
     /// Drop the link at once.
     Hangup,
+    /// The session's token ends soon: answered by a fresh one.
+    Token,
     /// See whether the first hub can be reached, beside the link that lives; answered by probed.
     Probe,
+    /// The hub said what the time is.
+    TimeHeard {
+        /// Unix milliseconds.
+        unix_ms: u64,
+    },
     /// This hub's URL answered with a valid `welcome`: remember it over restarts.
     RememberManaged {
         /// Which hub, by its place in the settings.
@@ -194,8 +208,7 @@ pub enum DiskRequest {
     Journal(Vec<(String, Bytes)>),
 }
 
-/// What goes on the link next.
-#[derive(Debug)]
+/// What goes on the link next. Its `Debug` tells no content: a token may be in it.
 pub enum Transmit {
     /// A text message.
     Text(String),
@@ -208,6 +221,16 @@ pub enum Transmit {
         /// For the peer's log.
         reason: String,
     },
+}
+
+impl std::fmt::Debug for Transmit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Ping(payload) => write!(f, "Ping({} bytes)", payload.len()),
+            Self::Close { code, .. } => write!(f, "Close({code})"),
+        }
+    }
 }
 
 /// How much is handed to the disk in one group.
@@ -251,6 +274,9 @@ pub struct Gateway {
     control: VecDeque<Transmit>,
     disk: DiskState,
     turn: u64,
+    standstill: Standstill,
+    /// What the hub's clock said, and when.
+    hub_clock: Option<(Instant, u64)>,
     stopping: bool,
     counters: Counters,
     forget_at: Instant,
@@ -259,8 +285,9 @@ pub struct Gateway {
 
 #[derive(Debug, Default)]
 struct DiskState {
-    appending: bool,
-    journalling: bool,
+    /// Since when an append, and a change of the journal, is under way.
+    appending: Option<Instant>,
+    journalling: Option<Instant>,
     /// What is unsafe is to be written now.
     flush: bool,
     retry_at: Option<Instant>,
@@ -311,6 +338,8 @@ impl Gateway {
             control: VecDeque::new(),
             disk,
             turn: 0,
+            standstill: Standstill::new(now.instant),
+            hub_clock: None,
             stopping: false,
             counters: Counters::default(),
             forget_at: now.instant + FORGET_EVERY,
@@ -338,8 +367,8 @@ impl Gateway {
 
     /// Whether everything that was taken in is safe.
     pub fn is_settled(&self) -> bool {
-        !self.disk.appending
-            && !self.disk.journalling
+        self.disk.appending.is_none()
+            && self.disk.journalling.is_none()
             && self.lanes.iter().all(|lane| lane.oldest_unwritten().is_none())
             && !self.commands.has_journal_changes()
     }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::{
     DiskRequest, Ended, Gateway, Now, Output, Transmit,
-    lane::Lane,
+    lane::{Landed, Lane},
     uplink::{Phase, Then, Uplink},
 };
 use crate::{
     command::Command,
     protocol::{
-        Decoded, ErrorMessage, GatewayMessage, HubLimits, HubMessage, Position, Welcome, Window,
-        close, from_hub,
+        Decoded, ErrorMessage, GatewayMessage, HubLimits, HubMessage, Position, Token, Welcome,
+        Window, close, from_hub,
     },
 };
 
@@ -19,7 +19,7 @@ impl Gateway {
     /// The upgrade succeeded.
     pub fn handle_up(&mut self, now: Now, subprotocol: Option<&str>) {
         let Some(uplink) = &mut self.uplink else { return };
-        let Phase::Dialing { managed } = uplink.phase else { return };
+        let Phase::Dialing { managed, .. } = uplink.phase else { return };
         tracing::debug!(managed, subprotocol, "the link is up");
         if managed {
             uplink.greet(now);
@@ -86,7 +86,7 @@ impl Gateway {
         let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) else { return };
         let reached = if session.managed { Vec::new() } else { session.handle_pong(payload) };
         for position in reached {
-            self.handle_position(&position, false);
+            self.handle_position(now, &position, false);
         }
         self.settle(now);
     }
@@ -110,12 +110,47 @@ impl Gateway {
             let retry_ms = wait.as_millis() as u64;
             tracing::info!(reason = %ended, retry_ms, "the link is down");
         }
-        if was_live && by_peer {
+        if matches!(ended, Ended::Closed { code: close::TOO_BIG, .. }) {
+            self.handle_too_big();
+        } else if was_live && by_peer {
             let lanes = self.lanes.iter_mut();
             lanes.for_each(|lane| lane.handle_session_ended_by_peer(now.instant));
         }
         self.forget_session();
         self.settle(now);
+    }
+
+    /// A message was too big for the peer: the batches are halved, and in the end it is known which
+    /// record can't be sent.
+    fn handle_too_big(&mut self) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let shapes = self.lanes.iter().map(Lane::flight_shape);
+        let (batches, records, largest) = shapes
+            .fold((0, 0, 0), |sum, lane| (sum.0 + lane.0, sum.1 + lane.1, u64::max(sum.2, lane.2)));
+        if uplink.handle_too_big(batches, records, largest) {
+            self.lanes.iter_mut().for_each(Lane::handle_too_big);
+        }
+    }
+
+    /// A fresh token, which [`Output::Token`] asked for.
+    pub fn handle_token(&mut self, token: &str) {
+        if self.uplink.as_ref().and_then(Uplink::session).is_some_and(|session| session.managed) {
+            let message = GatewayMessage::Auth { token: Token(token.into()) };
+            self.control.push_back(Transmit::Text(message.to_json()));
+        }
+    }
+
+    /// When the session's token ends, by the hub's clock.
+    fn handle_token_expires(&mut self, now: Now, expires_ms: u64) {
+        let hub_ms = match self.hub_clock {
+            Some((at, ms)) => ms + (now.instant - at).as_millis() as u64,
+            None if now.wall.synced => now.wall.unix_ms,
+            None => return,
+        };
+        let left = Duration::from_millis(expires_ms.saturating_sub(hub_ms));
+        if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
+            session.handle_token_life(now.instant, left);
+        }
     }
 
     /// An address or a default route came or went.
@@ -147,14 +182,19 @@ impl Gateway {
         if !uplink.hubs.is_proven_managed() {
             self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
         }
-        let Welcome { session, hub, limits, streams, .. } = welcome;
+        let Welcome { session, hub, limits, streams, time, token_expires, .. } = welcome;
+        self.outputs.extend(time.map(|unix_ms| Output::TimeHeard { unix_ms }));
         tracing::info!(hub, session, "the session with the hub is on");
         uplink.go_live(now, true, session, limits);
+        self.hub_clock = time.map(|ms| (now.instant, ms));
+        if let Some(expires) = token_expires {
+            self.handle_token_expires(now, expires);
+        }
         for lane in &mut self.lanes {
             lane.begin(now.instant, Window::default());
         }
         for position in streams {
-            self.handle_position(&position, true);
+            self.handle_position(now, &position, true);
         }
         // A fresh epoch begins behind what is on disk.
         self.disk.flush |= self.lanes.iter().any(Lane::wants_epoch);
@@ -179,7 +219,7 @@ impl Gateway {
                     let stream = &ack.position.stream;
                     tracing::info!(%stream, seq, reason, "the hub rejected a record for good");
                 }
-                self.handle_position(&ack.position, false);
+                self.handle_position(now, &ack.position, false);
             }
             HubMessage::Command(command) => {
                 let command = Command {
@@ -201,11 +241,17 @@ impl Gateway {
                     uplink.handle_drain(drain);
                 }
             }
-            HubMessage::Welcome(_) | HubMessage::AuthOk { .. } => {}
+            HubMessage::AuthOk { token_expires: Some(expires) } => {
+                self.handle_token_expires(now, expires);
+            }
+            HubMessage::AuthOk { token_expires: None } | HubMessage::Welcome(_) => {}
         }
     }
 
     fn handle_error(&mut self, error: ErrorMessage) {
+        if let (Some(after_ms), Some(uplink)) = (error.retry_after_ms, &mut self.uplink) {
+            uplink.handle_retry_after(Duration::from_millis(after_ms));
+        }
         match (error.code.as_str(), error.stream, error.epoch, error.expected) {
             ("gap", Some(stream), Some(epoch), Some(expected)) => {
                 tracing::info!(%stream, %epoch, expected, "the hub misses records; sending on from there");
@@ -232,11 +278,16 @@ impl Gateway {
         self.settle(now);
     }
 
-    fn handle_position(&mut self, position: &Position, resume: bool) {
+    fn handle_position(&mut self, now: Now, position: &Position, resume: bool) {
         let lane = self.lanes.iter_mut().position(|lane| lane.name == position.stream);
         let Some(lane) = lane else { return };
-        let mut safe = Vec::new();
-        let trim = self.lanes[lane].handle_position(position, resume, &mut safe);
+        let (mut safe, mut landed) = (Vec::new(), Landed::default());
+        let trim = self.lanes[lane].handle_position(position, resume, &mut safe, &mut landed);
+        let session = self.uplink.as_mut().and_then(Uplink::session_mut);
+        if let (Some(session), Some(sent)) = (session, landed.sent) {
+            session.handle_acked(now.instant, sent, landed.wire_bytes);
+            self.standstill.handle_acked(now.instant);
+        }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         if let Some((epoch, acked)) = trim {
             self.outputs.push_back(Output::Disk(DiskRequest::Trim { lane, epoch, acked }));

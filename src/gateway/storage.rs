@@ -15,7 +15,7 @@ use crate::{
 impl Gateway {
     /// An append ended.
     pub fn handle_appended(&mut self, now: Now, result: Result<Appended, String>) {
-        self.disk.appending = false;
+        self.disk.appending = None;
         let mut safe = Vec::new();
         for lane in &mut self.lanes {
             lane.handle_appended(result.is_ok(), &mut safe);
@@ -68,7 +68,7 @@ impl Gateway {
 
     /// A change of the journal ended.
     pub fn handle_journalled(&mut self, now: Now, result: Result<(), String>) {
-        self.disk.journalling = false;
+        self.disk.journalling = None;
         self.note_disk(now, result.as_ref().err());
         self.commands.handle_journalled(now, result.is_ok());
         self.settle(now);
@@ -126,21 +126,21 @@ impl Gateway {
         if self.disk.retry_at.is_some() {
             return;
         }
-        if !self.disk.journalling {
+        if self.disk.journalling.is_none() {
             let changes = self.commands.take_journal();
             if !changes.is_empty() {
-                self.disk.journalling = true;
+                self.disk.journalling = Some(now.instant);
                 self.outputs.push_back(Output::Disk(DiskRequest::Journal(changes)));
             }
         }
         let unwritten = self.lanes.iter().any(|lane| lane.oldest_unwritten().is_some());
         // What was to be made safe is; the next record waits its time again.
         self.disk.flush &= unwritten || self.stopping;
-        if !self.disk.appending {
+        if self.disk.appending.is_none() {
             self.begin_epochs();
-        }
-        if !self.disk.appending && self.write_due().is_some_and(|due| due <= now.instant) {
-            self.append();
+            if self.write_due().is_some_and(|due| due <= now.instant) {
+                self.append(now);
+            }
         }
         let live = self.is_live();
         for (lane, state) in self.lanes.iter_mut().enumerate() {
@@ -167,7 +167,7 @@ impl Gateway {
         }
     }
 
-    fn append(&mut self) {
+    fn append(&mut self, now: Now) {
         let (mut entries, mut budget) = (Vec::new(), GROUP_BYTES);
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             let before = entries.len();
@@ -180,7 +180,7 @@ impl Gateway {
             }
         }
         self.disk.flush &= budget == 0;
-        self.disk.appending = true;
+        self.disk.appending = Some(now.instant);
         self.outputs.push_back(Output::Disk(DiskRequest::Append(entries)));
     }
 

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::{
-    FORGET_EVERY, Gateway, Now, Output,
+    Ended, FORGET_EVERY, Gateway, Now, Output,
     hubs::Home,
     lane::Lane,
-    uplink::{Due, Phase, Then},
+    live::Due,
+    uplink::{Phase, Then},
 };
 use crate::protocol::close;
 
@@ -16,7 +17,8 @@ impl Gateway {
         let oldest_flight = self.oldest_flight();
         [
             self.uplink.as_ref().and_then(|uplink| uplink.deadline(oldest_flight)),
-            self.write_due().filter(|_| !self.disk.appending && self.disk.retry_at.is_none()),
+            self.write_due()
+                .filter(|_| self.disk.appending.is_none() && self.disk.retry_at.is_none()),
             self.reports.next_due(),
             self.commands.next_deadline(),
             self.redelivery.next_deadline(),
@@ -31,6 +33,7 @@ impl Gateway {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.standstill.handle_served(now.instant);
         if self.disk.retry_at.is_some_and(|at| at <= now.instant) {
             self.disk.retry_at = None;
         }
@@ -50,8 +53,12 @@ impl Gateway {
         let Some(uplink) = &mut self.uplink else { return };
         match &mut uplink.phase {
             Phase::Waiting { until } if *until <= now.instant => {
-                let managed = uplink.dial();
+                let managed = uplink.dial(now.instant);
                 self.outputs.push_back(Output::Dial { hub: uplink.hubs.current(), managed });
+            }
+            Phase::Dialing { until, .. } if *until <= now.instant => {
+                self.outputs.push_back(Output::Hangup);
+                self.handle_ended(now, &Ended::Lost("the dial did not end in its time".into()));
             }
             Phase::Greeting { deadline } if *deadline <= now.instant => {
                 self.give_up_greeting(now, "none came within 5 s of hello");
@@ -65,6 +72,10 @@ impl Gateway {
             Phase::Live(session) => match session.due(now.instant, &uplink.settings, oldest_flight)
             {
                 Some(Due::Ping) => self.ping(now),
+                Some(Due::Token) => {
+                    session.handle_token_asked(now.instant);
+                    self.outputs.push_back(Output::Token);
+                }
                 Some(Due::Dead(why)) => {
                     tracing::info!(why, "the link is dead");
                     uplink.close(now, Then::BackOff, why.into());

@@ -5,20 +5,16 @@
 
 use crate::{
     protocol::{
-        BatchWriter, Clock, Epoch, GatewayLimits, GatewayMessage, Hello, Skip, plain_record,
-        plain_skip,
+        BatchWriter, Clock, Epoch, GatewayLimits, GatewayMessage, Hello, HubLimits, Skip,
+        plain_record, plain_skip,
     },
     record::Stored,
 };
 
 use super::{
     EVENTS, Gateway, Now, Transmit,
-    lane::{Lane, Next},
+    lane::{Horizon, Lane, Next},
 };
-
-/// About how large a batch becomes: large enough for the cost of a frame not to count, small enough
-/// to be quick.
-const BATCH_BYTES: usize = 64 * 1024;
 
 /// Every so many batches the order of the lanes is turned round.
 const FAIR_TURN: u64 = 8;
@@ -48,10 +44,10 @@ impl Gateway {
         let turned = self.turn.is_multiple_of(FAIR_TURN);
         for place in 0..count {
             let lane = if turned { count - 1 - place } else { place };
-            let text = if managed {
-                self.managed_message(now, lane, limits.frame_bytes, limits.batch_records)
-            } else {
-                self.plain_frame(now, lane)
+            let text = match self.batch_room(now, lane) {
+                None => None,
+                Some(room) if managed => self.managed_message(now, lane, limits, room),
+                Some(_) => self.plain_frame(now, lane),
             };
             if let Some(text) = text {
                 self.settle_disk(now);
@@ -91,14 +87,29 @@ impl Gateway {
         Transmit::Ping(payload)
     }
 
-    /// One `data` or `skip` of a lane.
+    /// How large the next message of a lane may be, in bytes; `None` while enough is under way.
+    /// What is under way of a lane behind counts for nothing: an alarm waits for no backlog.
+    fn batch_room(&self, now: Now, index: usize) -> Option<usize> {
+        let uplink = self.uplink.as_ref()?;
+        let session = uplink.session()?;
+        let alone = session.alone_until.is_some_and(|until| now.instant < until);
+        let counted = if alone { &self.lanes[..] } else { &self.lanes[..=index] };
+        let under_way: u64 = counted.iter().map(Lane::flight_wire_bytes).sum();
+        let has_room = under_way < if alone { 1 } else { session.pace.flight_bytes() };
+        has_room.then(|| session.pace.batch_bytes().min(uplink.message_cap) as usize)
+    }
+
+    /// One `data` or `skip` of a lane, of about `batch_bytes` at most: a record that is larger goes
+    /// alone.
     fn managed_message(
         &mut self,
         now: Now,
         index: usize,
-        frame_bytes: usize,
-        batch_records: usize,
+        limits: HubLimits,
+        batch_bytes: usize,
     ) -> Option<String> {
+        let HubLimits { frame_bytes, batch_records, .. } = limits;
+        let batch_bytes = batch_bytes.min(frame_bytes);
         let max_records = self.lanes[index].batch_limit().min(batch_records as u64);
         let byte_room = self.lanes[index].byte_room();
         let mut batch: Option<(Epoch, BatchWriter)> = None;
@@ -113,20 +124,21 @@ impl Gateway {
                 (Next::Skip { epoch, from, to, reason }, None) => {
                     let stream = self.lanes[index].name.clone();
                     tracing::warn!(%stream, from, to, reason, "records will not come; the hub is told");
-                    self.lanes[index].sent(now.instant, epoch, to, 0, 0);
                     let skip = Skip { stream, epoch, from, to, reason };
-                    return Some(GatewayMessage::Skip(skip).to_json());
+                    let text = GatewayMessage::Skip(skip).to_json();
+                    self.lanes[index].sent(now.instant, epoch, to, 0, (0, text.len() as u64));
+                    return Some(text);
                 }
             };
-            let Ok(record) = Stored::read(&bytes) else { break };
+            let Ok(mut record) = Stored::read(&bytes) else { break };
+            record.ts = record.ts.rebased(now.boot);
             let payload = record.payload_bytes() as u64;
             let (_, writer) = batch.get_or_insert_with(|| {
-                let capacity = (bytes.len() * 2 + 256).clamp(1024, BATCH_BYTES);
+                let capacity = (bytes.len() * 2 + 256).max(1024);
                 (epoch, BatchWriter::new(&self.lanes[index].name, epoch, seq, capacity))
             });
             let full = writer.records() >= max_records
-                || writer.len() + wire_bytes(&record, bytes.len()) > frame_bytes
-                || writer.len() >= BATCH_BYTES
+                || writer.len() + wire_bytes(&record, bytes.len()) > batch_bytes
                 || payload_bytes + payload > byte_room;
             if full && !writer.is_empty() {
                 break;
@@ -138,9 +150,11 @@ impl Gateway {
         }
         let (epoch, writer) = batch?;
         let records = writer.records();
+        let text = writer.finish();
         self.counters.sent += records;
-        self.lanes[index].sent(now.instant, epoch, at, records, payload_bytes);
-        Some(writer.finish())
+        let bytes = (payload_bytes, text.len() as u64);
+        self.lanes[index].sent(now.instant, epoch, at, records, bytes);
+        Some(text)
     }
 
     /// The next thing of a lane that can be sent; a record that no frame can carry is a skip.
@@ -151,8 +165,8 @@ impl Gateway {
         batch_from: u64,
         frame_bytes: usize,
     ) -> Option<Next> {
-        let oldest_ms = self.oldest_ms(now, index);
-        let next = self.lanes[index].peek(batch_from > 0, oldest_ms)?;
+        let horizon = self.horizon(now, index);
+        let next = self.lanes[index].peek(batch_from > 0, horizon)?;
         let Next::Record { epoch, seq, ref bytes } = next else { return Some(next) };
         let skip =
             |reason: &str| Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() };
@@ -165,36 +179,46 @@ impl Gateway {
         }
     }
 
-    /// Readings that were heard before this moment, in Unix milliseconds, are not sent any more;
-    /// events always are.
-    fn oldest_ms(&self, now: Now, index: usize) -> u64 {
+    /// Readings that were heard before this moment are not sent any more; events always are.
+    fn horizon(&self, now: Now, index: usize) -> Horizon {
         let max_age = self.settings.max_age.filter(|_| index != EVENTS && now.wall.synced);
-        max_age.map_or(0, |age| {
+        let oldest_ms = max_age.map_or(0, |age| {
             let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             now.wall.unix_ms.saturating_sub(age_ms)
-        })
+        });
+        Horizon { oldest_ms, boot: now.boot }
     }
 
     fn plain_frame(&mut self, now: Now, index: usize) -> Option<String> {
-        let oldest_ms = self.oldest_ms(now, index);
+        let horizon = self.horizon(now, index);
         let lane = &mut self.lanes[index];
-        let next = lane.peek(false, oldest_ms)?;
+        let next = lane.peek(false, horizon)?;
         let stream = lane.name.clone();
         let gateway = &self.settings.id;
         let text = match next {
             Next::Record { epoch, seq, bytes } => {
-                let payload = Stored::read(&bytes).map_or(0, |record| record.payload_bytes());
+                let record = Stored::read(&bytes);
+                let payload = record.as_ref().map_or(0, Stored::payload_bytes);
+                let text = match record {
+                    Ok(mut record) => {
+                        record.ts = record.ts.rebased(now.boot);
+                        plain_record(gateway, &stream, epoch, seq, &record)
+                    }
+                    Err(_) => {
+                        let (from, to, reason) = (seq, seq + 1, "damaged".into());
+                        plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
+                    }
+                };
                 lane.advance(epoch, seq + 1);
-                lane.sent(now.instant, epoch, seq + 1, 1, payload as u64);
+                let bytes = (payload as u64, text.len() as u64);
+                lane.sent(now.instant, epoch, seq + 1, 1, bytes);
                 self.counters.sent += 1;
-                plain_record(gateway, &stream, epoch, seq, &bytes).unwrap_or_else(|_| {
-                    let (from, to, reason) = (seq, seq + 1, "damaged".into());
-                    plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
-                })
+                text
             }
             Next::Skip { epoch, from, to, reason } => {
-                lane.sent(now.instant, epoch, to, 0, 0);
-                plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
+                let text = plain_skip(gateway, &Skip { stream, epoch, from, to, reason });
+                lane.sent(now.instant, epoch, to, 0, (0, text.len() as u64));
+                text
             }
         };
         if let Some(session) = self.uplink.as_mut().and_then(|uplink| uplink.session_mut()) {

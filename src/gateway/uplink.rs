@@ -4,13 +4,10 @@
 //! It must never give up, never retry faster than the back-off allows, and never take a slow link
 //! for a dead one.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::{Now, hubs::Hubs, random::Random};
-use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, Position, close};
+use super::{Now, hubs::Hubs, live::Session, random::Random};
+use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, close};
 
 /// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
 const TAKEN_OVER: Duration = Duration::from_secs(60);
@@ -27,13 +24,16 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How long our own close may take.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// No server can find a message of so few bytes too big.
+const NEVER_TOO_BIG: u64 = 1024;
+
 /// How the uplink is to behave.
 #[derive(Debug, Clone)]
 pub struct UplinkSettings {
     /// Which modes may be used.
     pub mode: Mode,
-    /// For each hub, the preferred one first, whether its URL ever answered with a valid `welcome`:
-    /// then it stays managed.
+    /// For each hub, the preferred one first, whether its URL ever answered with a valid
+    /// `welcome`: then it stays managed.
     pub proven_managed: Vec<bool>,
     /// A Ping is sent when nothing was received for so long.
     pub ping_interval: Duration,
@@ -41,6 +41,8 @@ pub struct UplinkSettings {
     pub ping_timeout: Duration,
     /// How long an ack may take.
     pub ack_timeout: Duration,
+    /// A dial has ended by then, one way or another.
+    pub dial_timeout: Duration,
     /// The first wait after a lost link, and the longest.
     pub backoff: (Duration, Duration),
     /// After how long on a later hub the first is tried again.
@@ -84,7 +86,13 @@ pub(super) struct Uplink {
     doublings: u32,
     /// The hub said when to come back.
     drain: Option<Drain>,
+    /// The hub said, with an error, when to come back.
+    retry_after: Option<Duration>,
     token_retried: bool,
+    /// What a message may have, in bytes on the link, after one was too big.
+    pub(super) message_cap: u64,
+    /// A message was too big, and it is not known which.
+    is_careful: bool,
     pub(super) last_error: Option<String>,
     pub(super) attempts: u64,
 }
@@ -94,11 +102,11 @@ pub(super) enum Phase {
     /// Until then.
     Waiting { until: Instant },
     /// The link is being made.
-    Dialing { managed: bool },
+    Dialing { managed: bool, until: Instant },
     /// `hello` is out.
     Greeting { deadline: Instant },
     /// Records may go.
-    Live(Session),
+    Live(Box<Session>),
     /// Our close frame is out, or the link is to be dropped.
     Closing { until: Instant, then: Then },
     /// The gateway stops.
@@ -136,26 +144,6 @@ enum Wait {
     Every(Duration),
 }
 
-/// A live session.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) managed: bool,
-    pub(super) name: String,
-    pub(super) since: Instant,
-    pub(super) limits: HubLimits,
-    /// When a frame last came, and when there was last any sign of progress.
-    heard: Instant,
-    progress: Instant,
-    /// When the next Ping is due, unless something is heard before.
-    ping_at: Instant,
-    ping_sent: Option<Instant>,
-    next_ping: u64,
-    /// Plain mode: what had been written before each Ping.
-    barriers: VecDeque<(u64, Vec<Position>)>,
-    /// Frames written since the last Ping (plain mode).
-    pub(super) unbarred: usize,
-}
-
 impl Uplink {
     pub(super) fn new(now: Now, settings: UplinkSettings, seed: u64) -> Self {
         Self {
@@ -165,7 +153,10 @@ impl Uplink {
             random: Random::new(seed),
             doublings: 0,
             drain: None,
+            retry_after: None,
             token_retried: false,
+            message_cap: u64::MAX,
+            is_careful: false,
             last_error: None,
             attempts: 0,
         }
@@ -181,25 +172,27 @@ impl Uplink {
 
     pub(super) fn deadline(&self, oldest_flight: Option<Instant>) -> Option<Instant> {
         match &self.phase {
-            Phase::Waiting { until } | Phase::Closing { until, .. } => Some(*until),
+            Phase::Waiting { until }
+            | Phase::Closing { until, .. }
+            | Phase::Dialing { until, .. } => Some(*until),
             Phase::Greeting { deadline } => Some(*deadline),
             Phase::Live(session) => {
                 let deadline = session.deadline(&self.settings, oldest_flight);
                 Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
             }
-            Phase::Dialing { .. } | Phase::Stopped => None,
+            Phase::Stopped => None,
         }
     }
 
     /// Begins an attempt; says whether it is to offer the managed subprotocols.
-    pub(super) fn dial(&mut self) -> bool {
+    pub(super) fn dial(&mut self, now: Instant) -> bool {
         let managed = match self.settings.mode {
             Mode::Managed => true,
             Mode::Plain => false,
             Mode::Auto => self.hubs.is_proven_managed() || !self.hubs.is_plain_known(),
         };
         self.attempts += 1;
-        self.phase = Phase::Dialing { managed };
+        self.phase = Phase::Dialing { managed, until: now + self.settings.dial_timeout };
         managed
     }
 
@@ -211,21 +204,12 @@ impl Uplink {
         // The first Ping comes at a random point, so that a fleet that restarts together doesn't
         // ping together.
         let first_ping = self.random.up_to(self.settings.ping_interval);
-        self.phase = Phase::Live(Session {
-            managed,
-            name,
-            since: now.instant,
-            limits,
-            heard: now.instant,
-            progress: now.instant,
-            ping_at: now.instant + first_ping,
-            ping_sent: None,
-            next_ping: 1,
-            barriers: VecDeque::new(),
-            unbarred: 0,
-        });
+        let mut session = Session::new(now.instant, managed, name, limits, first_ping);
+        session.alone_until = self.is_careful.then(|| now.instant + STABLE);
+        self.phase = Phase::Live(Box::new(session));
         self.last_error = None;
         self.drain = None;
+        self.retry_after = None;
         self.token_retried = false;
         self.hubs.handle_live(now.instant, managed, self.settings.return_after);
     }
@@ -244,6 +228,23 @@ impl Uplink {
 
     pub(super) fn handle_drain(&mut self, drain: Drain) {
         self.drain = Some(drain);
+    }
+
+    /// The hub said with an error when to come back, should it end the session.
+    pub(super) fn handle_retry_after(&mut self, retry_after: Duration) {
+        self.retry_after = Some(retry_after.min(MAX_RETRY_AFTER));
+    }
+
+    /// A message was too big for the peer; the largest of `batches` that were under way had
+    /// `largest` bytes. Says whether it is certain that it was this one, and that a smaller one
+    /// can't be made: else batches are halved, and go alone for a while.
+    pub(super) fn handle_too_big(&mut self, batches: usize, records: u64, largest: u64) -> bool {
+        let is_certain = batches == 1 && records == 1;
+        if largest > NEVER_TOO_BIG && !is_certain {
+            self.message_cap = self.message_cap.min(largest / 2).max(NEVER_TOO_BIG);
+            self.is_careful = true;
+        }
+        is_certain && largest > NEVER_TOO_BIG
     }
 
     /// We end the session ourselves.
@@ -277,8 +278,8 @@ impl Uplink {
         self.note_stability(now);
         let was_live = self.session().is_some();
         let was_greeting = matches!(self.phase, Phase::Greeting { .. });
-        let was_plain_dial = matches!(self.phase, Phase::Dialing { managed: false });
-        let was_managed_dial = matches!(self.phase, Phase::Dialing { managed: true });
+        let was_plain_dial = matches!(self.phase, Phase::Dialing { managed: false, .. });
+        let was_managed_dial = matches!(self.phase, Phase::Dialing { managed: true, .. });
         self.last_error = Some(ended.to_string());
         let auto = self.may_be_plain();
         let wait = match ended {
@@ -313,6 +314,10 @@ impl Uplink {
                 Wait::Nothing
             }
             close::TOKEN_EXPIRED => Wait::Hub(self.slow()),
+            close::TOO_MANY => match self.retry_after.take() {
+                Some(after) => Wait::Hub(after + self.random.up_to(self.settings.backoff.0)),
+                None => self.wait_after_drain(),
+            },
             close::TAKEN_OVER => {
                 Wait::Every(TAKEN_OVER + self.random.up_to(self.settings.backoff.1))
             }
@@ -364,6 +369,7 @@ impl Uplink {
     fn note_stability(&mut self, now: Now) {
         if self.session().is_some_and(|session| now.instant - session.since >= STABLE) {
             self.doublings = 0;
+            self.is_careful = false;
         }
     }
 
@@ -408,92 +414,6 @@ impl Uplink {
             Phase::Live(session) => session.probe(now.instant),
             _ => {}
         }
-    }
-}
-
-/// What a live session's clock asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Due {
-    /// Send a Ping.
-    Ping,
-    /// The link is dead.
-    Dead(&'static str),
-}
-
-impl Session {
-    pub(super) fn handle_heard(&mut self, now: Instant, interval: Duration) {
-        self.heard = now;
-        self.progress = now;
-        self.ping_sent = None;
-        self.ping_at = now + interval;
-    }
-
-    /// Bytes left the socket.
-    pub(super) fn handle_progress(&mut self, now: Instant) {
-        self.progress = now;
-    }
-
-    /// Asks at once whether the link lives, unless it is being asked.
-    fn probe(&mut self, now: Instant) {
-        self.ping_at = self.ping_at.min(now);
-    }
-
-    fn deadline(&self, settings: &UplinkSettings, oldest_flight: Option<Instant>) -> Instant {
-        let liveness = match self.ping_sent {
-            Some(sent) => sent.max(self.progress) + settings.ping_timeout,
-            None => self.ping_at,
-        };
-        let ack = oldest_flight.map(|sent| sent.max(self.progress) + settings.ack_timeout);
-        ack.map_or(liveness, |ack| ack.min(liveness))
-    }
-
-    pub(super) fn due(
-        &self,
-        now: Instant,
-        settings: &UplinkSettings,
-        oldest_flight: Option<Instant>,
-    ) -> Option<Due> {
-        if let Some(sent) = oldest_flight
-            && sent.max(self.progress) + settings.ack_timeout <= now
-        {
-            return Some(Due::Dead("no ack and no progress within ack_timeout"));
-        }
-        match self.ping_sent {
-            Some(sent) if sent.max(self.progress) + settings.ping_timeout <= now => {
-                Some(Due::Dead("no Pong and no progress within ping_timeout"))
-            }
-            None if self.ping_at <= now => Some(Due::Ping),
-            _ => None,
-        }
-    }
-
-    /// The payload of the next Ping, which is a barrier behind `positions` in plain mode.
-    pub(super) fn ping(&mut self, now: Instant, positions: Vec<Position>) -> Vec<u8> {
-        let counter = self.next_ping;
-        self.next_ping += 1;
-        self.unbarred = 0;
-        if !self.managed {
-            self.barriers.push_back((counter, positions));
-        }
-        self.ping_sent.get_or_insert(now);
-        counter.to_string().into_bytes()
-    }
-
-    /// How many Pings wait for their Pong.
-    pub(super) fn barriers(&self) -> usize {
-        self.barriers.len()
-    }
-
-    /// What the peer's WebSocket stack has read, now that it answered this Ping.
-    pub(super) fn handle_pong(&mut self, payload: &[u8]) -> Vec<Position> {
-        let counter = std::str::from_utf8(payload).ok().and_then(|text| text.parse::<u64>().ok());
-        let mut reached = Vec::new();
-        while let Some((known, _)) = self.barriers.front()
-            && counter.is_some_and(|counter| *known <= counter && counter < self.next_ping)
-        {
-            reached = self.barriers.pop_front().map_or_else(Vec::new, |(_, positions)| positions);
-        }
-        reached
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use rustls::pki_types::UnixTime;
+
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -21,6 +23,11 @@ impl Moment {
             Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |s| -s),
         };
         Self { unix_seconds: seconds }
+    }
+
+    /// The same moment as rustls has it.
+    pub(super) fn of(time: UnixTime) -> Self {
+        Self { unix_seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX) }
     }
 
     /// Reads the `IMF-fixdate` of RFC 9110, section 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`. The

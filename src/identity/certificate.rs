@@ -3,7 +3,7 @@
 //!
 //! Reads the outer DER of RFC 5280, section 4.1: a parser for all of X.509 would cost a dozen
 //! crates on the board. It must never decide whether a certificate is trusted: that is rustls's
-//! alone.
+//! alone. On a board without a clock its dates say at what time rustls is to look.
 
 use std::path::Path;
 

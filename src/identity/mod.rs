@@ -7,6 +7,7 @@
 
 pub mod calendar;
 pub mod certificate;
+mod clock;
 mod credential;
 mod name;
 mod password;
@@ -14,11 +15,13 @@ mod password_digest;
 mod token;
 mod trust;
 mod users;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::Certificate,
+    clock::{Basis, CONFIRMED_TIME, Clock, RELEASED_MS, Word},
     credential::effective_uid,
     name::{boot_id, gateway_id},
     password::password,

@@ -4,14 +4,17 @@ use std::{path::Path, sync::Arc};
 
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier},
     crypto::{CryptoProvider, ring},
-    pki_types::UnixTime,
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
-    time_provider::TimeProvider,
 };
 
-use super::{Certificate, IdentityError, calendar::Moment, certificate, credential};
+use super::{
+    Certificate, Clock, IdentityError,
+    calendar::Moment,
+    certificate, credential,
+    verify::{ClientVerifier, ClockTime, ServerVerifier, Untimely},
+};
 
 /// TLS sessions kept for a short second handshake: a gateway talks to few servers.
 const KEPT_SESSIONS: usize = 8;
@@ -20,7 +23,7 @@ const SYSTEM_STORE: &str = "/etc/ssl/certs";
 
 /// TLS 1.2 and 1.3 towards a server whose chain must end in `ca_file`, or in the system's trust
 /// store without one, and whose name is checked. `client_cert` is the chain and the key to show
-/// when asked.
+/// when asked. Dates are checked by `clock`.
 ///
 /// # Errors
 ///
@@ -28,19 +31,32 @@ const SYSTEM_STORE: &str = "/etc/ssl/certs";
 pub fn client_tls(
     ca_file: Option<&Path>,
     client_cert: Option<(&Path, &Path)>,
+    clock: &Arc<Clock>,
 ) -> Result<Arc<ClientConfig>, IdentityError> {
-    let roots = match ca_file {
+    let roots = Arc::new(match ca_file {
         Some(file) => trust_anchors(file)?,
         None => system_trust_anchors()?,
-    };
-    let builder = ClientConfig::builder_with_details(provider(), Arc::new(CertificateClock))
-        .with_safe_default_protocol_versions()
-        .expect("ring has cipher suites for TLS 1.2 and 1.3")
-        .with_root_certificates(roots);
+    });
+    let webpki = WebPkiServerVerifier::builder_with_provider(roots, provider()).build().map_err(
+        |error| {
+            IdentityError::new(
+                ca_file.unwrap_or(Path::new(SYSTEM_STORE)),
+                error.to_string(),
+                WANTED_CA,
+            )
+        },
+    )?;
+    let verifier = ServerVerifier { webpki, clock: clock.clone() };
+    let builder =
+        ClientConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
+            .with_safe_default_protocol_versions()
+            .expect("ring has cipher suites for TLS 1.2 and 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match client_cert {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
-            let (chain, private_key) = chain_and_key(cert, key)?;
+            let (chain, private_key) = chain_and_key(cert, key, clock)?;
             builder
                 .with_client_auth_cert(chain, private_key)
                 .map_err(|error| unusable_pair(cert, key, &error))?
@@ -70,10 +86,11 @@ pub fn server_tls(
     cert: &Path,
     key: &Path,
     clients: ClientCertificates<'_>,
+    clock: &Arc<Clock>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let verifier = client_verifier(clients)?;
-    let (chain, private_key) = chain_and_key(cert, key)?;
-    let config = ServerConfig::builder_with_details(provider(), Arc::new(CertificateClock))
+    let verifier = client_verifier(clients, clock)?;
+    let (chain, private_key) = chain_and_key(cert, key, clock)?;
+    let config = ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for TLS 1.2 and 1.3")
         .with_client_cert_verifier(verifier)
@@ -84,6 +101,7 @@ pub fn server_tls(
 
 fn client_verifier(
     clients: ClientCertificates<'_>,
+    clock: &Arc<Clock>,
 ) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
     let (client_ca, required) = match clients {
         ClientCertificates::Unasked => return Ok(WebPkiClientVerifier::no_client_auth()),
@@ -93,8 +111,10 @@ fn client_verifier(
     let roots = Arc::new(trust_anchors(client_ca)?);
     let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
     let builder = if required { builder } else { builder.allow_unauthenticated() };
-    let verifier = builder.build();
-    verifier.map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))
+    let webpki = builder
+        .build()
+        .map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))?;
+    Ok(Arc::new(ClientVerifier { webpki, clock: clock.clone() }))
 }
 
 /// Why the handshake with `server` failed, in words, with the remedy. `ca_file` is what the client
@@ -112,18 +132,6 @@ pub fn explain(error: &rustls::Error, server: &str, ca_file: Option<&Path>) -> S
             )
         }
         _ => format!("{server}: {error}; if it stays, look into the server's log"),
-    }
-}
-
-/// The clock that certificates are checked by: this one place, so that a board without one can be
-/// helped here.
-#[derive(Debug)]
-struct CertificateClock;
-
-impl TimeProvider for CertificateClock {
-    fn current_time(&self) -> Option<UnixTime> {
-        let seconds = u64::try_from(Moment::now().unix_seconds).unwrap_or(0);
-        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
     }
 }
 
@@ -163,10 +171,11 @@ type ChainAndKey =
     (Vec<rustls::pki_types::CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>);
 
 /// Wrong dates are only said: the clock here may be the one that is wrong, and the peer decides.
-fn chain_and_key(cert: &Path, key: &Path) -> Result<ChainAndKey, IdentityError> {
+fn chain_and_key(cert: &Path, key: &Path, clock: &Clock) -> Result<ChainAndKey, IdentityError> {
     let chain = credential::certificates(cert)?;
     let own = Certificate::from_der(&chain[0]).ok_or_else(|| certificate::malformed(cert))?;
-    if let Some(remark) = own.remark(Moment::now()) {
+    let time = clock.certificate_time().for_chain([own.not_before].into_iter());
+    if let Some(remark) = own.remark(time.moment()) {
         let file = cert.display();
         tracing::warn!(%file, "certificate is {remark}; renew it, or set the clock");
     }
@@ -190,7 +199,6 @@ fn unusable_pair(cert: &Path, key: &Path, error: &rustls::Error) -> IdentityErro
 }
 
 fn explain_certificate(fault: &CertificateError, server: &str, ca_file: Option<&Path>) -> String {
-    let here = Moment::now();
     match fault {
         CertificateError::UnknownIssuer => match ca_file {
             Some(file) => format!(
@@ -216,16 +224,21 @@ fn explain_certificate(fault: &CertificateError, server: &str, ca_file: Option<&
                  in the URL, or have it issued for {server} (as subjectAltName)"
             )
         }
-        CertificateError::ExpiredContext { not_after, .. } => format!(
-            "the certificate of {server} expired at {}, the clock here says {here}; renew the \
-             certificate, or set the clock if it is wrong",
-            moment(*not_after)
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "the certificate of {server} expired at {}, the system clock, which is trusted, says \
+             {}; renew the certificate, or set the clock if it is wrong",
+            Moment::of(*not_after),
+            Moment::of(*time)
         ),
-        CertificateError::NotValidYetContext { not_before, .. } => format!(
-            "the certificate of {server} is not valid before {}, the clock here says {here}; set \
-             the clock, or wait",
-            moment(*not_before)
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "the certificate of {server} is not valid before {}, the system clock, which is \
+             trusted, says {}; set the clock, or wait",
+            Moment::of(*not_before),
+            Moment::of(*time)
         ),
+        CertificateError::Other(other) if other.0.is::<Untimely>() => {
+            format!("the certificate of {server} {other}; have it renewed")
+        }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             format!(
                 "{server} shows a CA's certificate as its own; issue it a certificate that is \
@@ -270,10 +283,6 @@ fn explain_alert(alert: AlertDescription, server: &str) -> String {
 fn bare_name(shown: &str) -> &str {
     let inner = shown.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
     inner.unwrap_or(shown).trim_matches('"')
-}
-
-fn moment(time: UnixTime) -> Moment {
-    Moment { unix_seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX) }
 }
 
 #[cfg(all(test, feature = "hub"))]
@@ -343,15 +352,22 @@ mod tests {
     #[tokio::test]
     async fn a_client_with_a_certificate_of_the_ca_gets_in_and_one_without_does_not() {
         let made = made();
-        let server =
-            server_tls(&made.cert, &made.key, ClientCertificates::Required(&made.ca)).unwrap();
-        let client = client_tls(Some(&made.ca), Some((&made.cert, &made.key))).unwrap();
+        let server = server_tls(
+            &made.cert,
+            &made.key,
+            ClientCertificates::Required(&made.ca),
+            &Clock::of_system(),
+        )
+        .unwrap();
+        let client =
+            client_tls(Some(&made.ca), Some((&made.cert, &made.key)), &Clock::of_system()).unwrap();
         assert_eq!(meet(client, server.clone()).await, Ok(()));
-        let bare = client_tls(Some(&made.ca), None).unwrap();
+        let bare = client_tls(Some(&made.ca), None, &Clock::of_system()).unwrap();
         let refused = meet(bare, server.clone()).await.unwrap_err();
         assert!(refused.contains("set client_cert_file"), "{refused}");
         let (other, distrusting) = (self::made(), Some(made.ca.as_path()));
-        let stranger = client_tls(distrusting, Some((&other.cert, &other.key))).unwrap();
+        let stranger =
+            client_tls(distrusting, Some((&other.cert, &other.key)), &Clock::of_system()).unwrap();
         let refused = meet(stranger, server).await.unwrap_err();
         assert!(refused.contains("refused our client certificate"), "{refused}");
     }
@@ -359,24 +375,32 @@ mod tests {
     #[test]
     fn a_key_that_is_not_the_certificates_is_named() {
         let (made, other) = (made(), made());
-        let error = client_tls(Some(&made.ca), Some((&made.cert, &other.key))).unwrap_err();
+        let error = client_tls(Some(&made.ca), Some((&made.cert, &other.key)), &Clock::of_system())
+            .unwrap_err();
         assert_eq!(error.file, other.key);
         assert!(error.fault.contains(made.cert.to_str().unwrap()), "{error}");
-        let error = server_tls(&made.cert, &other.key, ClientCertificates::Unasked).unwrap_err();
+        let error =
+            server_tls(&made.cert, &other.key, ClientCertificates::Unasked, &Clock::of_system())
+                .unwrap_err();
         assert!(error.fault.contains("not the key of the certificate"), "{error}");
     }
 
     #[test]
     fn files_mixed_up_are_named() {
         let made = made();
-        let swapped = client_tls(Some(&made.ca), Some((&made.key, &made.cert))).unwrap_err();
+        let swapped =
+            client_tls(Some(&made.ca), Some((&made.key, &made.cert)), &Clock::of_system())
+                .unwrap_err();
         assert!(swapped.to_string().contains("no certificate"), "{swapped}");
         let open = made.directory.path().join("open.pem");
         std::fs::copy(&made.key, &open).unwrap();
         set_permissions(&open, Permissions::from_mode(0o644)).unwrap();
-        let refused = client_tls(Some(&made.ca), Some((&made.cert, &open))).unwrap_err();
+        let refused =
+            client_tls(Some(&made.ca), Some((&made.cert, &open)), &Clock::of_system()).unwrap_err();
         assert!(refused.remedy.contains("chmod 600"), "{refused}");
-        let absent = client_tls(Some(&made.directory.path().join("none")), None).unwrap_err();
+        let absent =
+            client_tls(Some(&made.directory.path().join("none")), None, &Clock::of_system())
+                .unwrap_err();
         assert!(absent.to_string().contains("no such file"), "{absent}");
     }
 

@@ -33,7 +33,12 @@ pub(super) async fn dial(target: &Target, counters: Arc<Counters>) -> Result<Dia
     let limit = target.connect_timeout;
     let mut stream = reach(target, counters).await?;
     let (answer, rest) = match timeout(limit, upgrade::upgrade(&mut stream, target)).await {
-        Ok(upgraded) => upgraded?,
+        Ok(Ok(upgraded)) => upgraded,
+        Ok(Err(Down::Refused { status, retry_after, date_ms, .. })) => {
+            let valid_until_ms = stream.valid_until_ms();
+            return Err(Down::Refused { status, retry_after, date_ms, valid_until_ms });
+        }
+        Ok(Err(down)) => return Err(down),
         Err(_) => return Err(failed("upgrade", too_late("upgrade", &target.url.host, limit))),
     };
     Ok(Dialed { stream, answer, rest })

@@ -143,6 +143,9 @@ pub enum Event {
         subprotocol: Option<String>,
         /// The answer's `Date`, Unix milliseconds.
         date_ms: Option<u64>,
+        /// When the first certificate of the chain that was verified ends, Unix milliseconds;
+        /// `None` without TLS.
+        valid_until_ms: Option<u64>,
     },
     /// A text message.
     Text(String),
@@ -175,6 +178,10 @@ pub enum Down {
         status: u16,
         /// Its `Retry-After`.
         retry_after: Option<Duration>,
+        /// As in [`Event::Up`].
+        date_ms: Option<u64>,
+        /// As in [`Event::Up`].
+        valid_until_ms: Option<u64>,
     },
     /// The peer closed, or answered our close.
     Closed {

@@ -28,6 +28,7 @@ use super::{
     Down, Event, Request, Target,
     dial::{Dialed, io_words},
     stream::Stream,
+    upgrade::Answer,
 };
 use crate::protocol::close;
 
@@ -59,6 +60,7 @@ pub(super) async fn carry(
     events: &mpsc::Sender<Event>,
 ) -> Down {
     let Dialed { stream, answer, rest } = dialed;
+    let valid_until_ms = stream.valid_until_ms();
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -66,7 +68,8 @@ pub(super) async fn carry(
         .max_frame_size(Some(target.max_message_bytes));
     let socket =
         WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await;
-    let up = Event::Up { subprotocol: answer.subprotocol, date_ms: answer.date_ms };
+    let Answer { subprotocol, date_ms } = answer;
+    let up = Event::Up { subprotocol, date_ms, valid_until_ms };
     if events.send(up).await.is_err() {
         return dropped();
     }

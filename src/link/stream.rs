@@ -14,11 +14,23 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::Counters;
+use crate::identity::Certificate;
 
 /// `ws` or `wss`.
 pub(super) enum Stream {
     Plain(Counted),
     Tls(Box<TlsStream<Counted>>),
+}
+
+impl Stream {
+    /// When the first certificate of the peer's chain ends, Unix milliseconds; `None` without TLS.
+    /// A resumed session has the chain that was verified at its beginning.
+    pub(super) fn valid_until_ms(&self) -> Option<u64> {
+        let Self::Tls(tls) = self else { return None };
+        let chain = tls.get_ref().1.peer_certificates()?;
+        let ends = chain.iter().filter_map(Certificate::from_der).map(|read| read.not_after);
+        u64::try_from(ends.min()?.unix_seconds).ok().map(|seconds| seconds.saturating_mul(1000))
+    }
 }
 
 /// A TCP connection that counts what passes.

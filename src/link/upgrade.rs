@@ -116,9 +116,10 @@ fn judge(bytes: &[u8], accept: &str, target: &Target) -> Result<Option<(Answer, 
     let header = |name: &str| values(head.headers, name).next();
     let status = head.code.unwrap_or_default();
     let date = header("Date").and_then(Moment::from_http_date);
+    let date_ms = date.and_then(|at| u64::try_from(at.unix_seconds).ok()).map(|s| s * 1000);
     if status != 101 {
         let retry_after = header("Retry-After").and_then(|text| retry_after(text, date));
-        return Err(Down::Refused { status, retry_after });
+        return Err(Down::Refused { status, retry_after, date_ms, valid_until_ms: None });
     }
     let fault = match head.version {
         Some(1) => fault(head.headers, accept),
@@ -130,7 +131,6 @@ fn judge(bytes: &[u8], accept: &str, target: &Target) -> Result<Option<(Answer, 
         return Err(failed("upgrade", format!("{host} answers 101, but {fault}; {remedy}")));
     }
     let subprotocol = selected(head.headers, target)?;
-    let date_ms = date.and_then(|at| u64::try_from(at.unix_seconds).ok()).map(|s| s * 1000);
     Ok(Some((Answer { subprotocol, date_ms }, length)))
 }
 
@@ -282,7 +282,7 @@ mod tests {
             ("Sec-WebSocket-Protocol:fieldgate.v1.json \r\n", Some(OFFERED[1])),
         ] {
             let (_link, event) = up_with(headers).await;
-            let Event::Up { subprotocol, date_ms: None } = event else {
+            let Event::Up { subprotocol, date_ms: None, valid_until_ms: None } = event else {
                 panic!("{headers:?} is fine, not {event:?}")
             };
             assert_eq!(subprotocol.as_deref(), selected);
@@ -322,7 +322,7 @@ mod tests {
             ),
         ] {
             let down = answered_with(answer.into()).await;
-            let Down::Refused { status, retry_after } = down else {
+            let Down::Refused { status, retry_after, .. } = down else {
                 panic!("{answer:?} is a refusal, not {down:?}")
             };
             assert_eq!((status, retry_after.map(|wait| wait.as_secs())), (wanted, patience));

@@ -56,13 +56,19 @@ impl Watchdog {
         self.due
     }
 
-    /// Says that the service is alive, where that is due.
-    pub fn feed(&mut self, now: Instant) {
-        if now >= self.due {
-            tell(&[NotifyState::Watchdog]);
+    /// Whether it is to be fed now; then the next time is set.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = now >= self.due;
+        if is_due {
             self.due = now + self.every;
         }
+        is_due
     }
+}
+
+/// The service lives, and gets on: feeds the watchdog.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {
@@ -81,6 +87,7 @@ mod tests {
         status("two\nlines");
         reloading();
         stopping();
+        alive();
         assert!(Watchdog::new(Instant::now()).is_none());
     }
 
@@ -89,11 +96,11 @@ mod tests {
         let start = Instant::now();
         let every = Duration::from_secs(15);
         let mut watchdog = Watchdog { every, due: start };
-        watchdog.feed(start);
+        assert!(watchdog.is_due(start));
         assert_eq!(watchdog.due(), start + every);
-        watchdog.feed(start + every / 2);
-        assert_eq!(watchdog.due(), start + every, "it was not due");
-        watchdog.feed(start + 2 * every);
+        assert!(!watchdog.is_due(start + every / 2));
+        assert_eq!(watchdog.due(), start + every);
+        assert!(watchdog.is_due(start + 2 * every));
         assert_eq!(watchdog.due(), start + 3 * every);
     }
 }

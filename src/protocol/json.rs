@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::message::*;
 use crate::{
     command::CommandId,
-    record::{Body, MalformedRecord, Stored},
+    record::{Body, Stored},
 };
 
 /// A message that was understood, or one that needn't be.
@@ -370,26 +370,22 @@ fn push_string(text: &mut String, value: &str) {
 }
 
 /// The text frame of one record in plain mode (section 8).
-///
-/// # Errors
-/// [`MalformedRecord`] when `bytes` are not a stored record.
 pub fn plain_record(
     gateway: &str,
     stream: &StreamName,
     epoch: Epoch,
     seq: u64,
-    bytes: &[u8],
-) -> Result<String, MalformedRecord> {
-    let record = Stored::read(bytes)?;
+    record: &Stored<'_>,
+) -> String {
     let kind = match record.body {
         Body::Reading(_) => "telemetry",
         Body::Event(_) => "event",
     };
-    let mut text = String::with_capacity(bytes.len() + 160);
+    let mut text = String::with_capacity(record.payload_bytes() + 256);
     open_plain(&mut text, kind, gateway, stream, epoch);
     write!(text, ",\"seq\":{seq},").expect("writing to memory can't fail");
-    write_record(&mut text, &record);
-    Ok(text)
+    write_record(&mut text, record);
+    text
 }
 
 /// The text frame of a skip in plain mode (section 8).
@@ -415,7 +411,7 @@ mod tests {
     use super::*;
     use crate::record::{Event, Reading, Timestamp, store_event, store_reading};
 
-    const TS: Timestamp = Timestamp { unix_ms: 1_790_000_000_100, synced: true };
+    const TS: Timestamp = Timestamp::synced(1_790_000_000_100);
 
     fn stored(device: &str, payload: &[u8]) -> bytes::Bytes {
         let topic = format!("devices/{device}/telemetry");
@@ -462,7 +458,9 @@ mod tests {
     #[test]
     fn plain_frames_have_the_members_of_section_8() {
         let epoch = Epoch(0x77aa);
-        let text = plain_record("gw", &StreamName::events(), epoch, 3, &stored("d", b"1")).unwrap();
+        let bytes = stored("d", b"1");
+        let record = Stored::read(&bytes).unwrap();
+        let text = plain_record("gw", &StreamName::events(), epoch, 3, &record);
         assert_eq!(
             text,
             r#"{"type":"telemetry","gateway":"gw","stream":"events","epoch":"00000000000077aa","seq":3,"ts":1790000000100,"device":"d","topic":"devices/d/telemetry","payload":1}"#

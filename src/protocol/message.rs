@@ -389,6 +389,9 @@ pub struct ErrorMessage {
     /// With `gap`: what the hub expects next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<u64>,
+    /// When the hub ends the session for it: when to come back, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl ErrorMessage {
@@ -401,6 +404,7 @@ impl ErrorMessage {
             stream: None,
             epoch: None,
             expected: None,
+            retry_after_ms: None,
         }
     }
 

@@ -132,14 +132,14 @@ impl Stage {
                 stage.prepare_gateway(&programs.fieldgate, &source)?;
             }
             Contender::Listener => {
-                stage.far_port =
-                    sink::start(Some(&certificates), arrivals.clone(), ack_after).await?.port();
+                let tls = sink::Tls::Resuming(&certificates);
+                stage.far_port = sink::start(tls, arrivals.clone(), ack_after).await?.port;
                 let source = format!("[listener]\nbind = \"{}\"\n", stage.broker);
                 stage.prepare_gateway(&programs.fieldgate, &source)?;
             }
             Contender::Broker => {
-                stage.far_port =
-                    sink::start(Some(&certificates), arrivals.clone(), ack_after).await?.port();
+                let tls = sink::Tls::Resuming(&certificates);
+                stage.far_port = sink::start(tls, arrivals.clone(), ack_after).await?.port;
                 let broker = mosquitto(dir, "local", &listener_lines(stage.broker))?;
                 stage.local.push(start(broker, dir, "local")?);
                 listens(stage.broker).await?;

@@ -4,11 +4,13 @@
 //! It prints and never fails for being slow. Contenders take turns, round by round, and the median
 //! of the rounds is shown, so that a busy machine hurts all alike. Only the processes on the
 //! board's side are metered, by /proc; the load and the sink run here. `tests/bench/run` builds
-//! what is measured and runs this; `tests/bench/spool` does so for the spool's part.
+//! what is measured and runs this; `tests/bench/spool` and `tests/bench/link` do so for those parts.
 
 mod arrivals;
 mod contender;
 mod devices;
+mod line;
+mod link;
 mod meter;
 mod report;
 mod sink;
@@ -37,6 +39,7 @@ use meter::Usage;
 enum Benchmark {
     Messages(Arguments),
     Spool(spool::Arguments),
+    Link(link::Arguments),
 }
 
 /// Measures fieldgate beside a mosquitto bridge and prints a Markdown table
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         .and_then(|runtime| match benchmark {
             Benchmark::Messages(arguments) => runtime.block_on(run(arguments)),
             Benchmark::Spool(arguments) => runtime.block_on(spool::run(&arguments)),
+            Benchmark::Link(arguments) => runtime.block_on(link::run(&arguments)),
         });
     match outcome {
         Ok(table) => {

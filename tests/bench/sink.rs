@@ -1,7 +1,11 @@
 //! The fast sink: a hub that takes everything and acknowledges at once, over TLS or without,
 //! so that what is measured is the gateway and not a store.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use anyhow::Context as _;
 use fieldgate::protocol::{
@@ -12,10 +16,12 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::NoServerSessionStorage,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
@@ -36,36 +42,64 @@ const WINDOW: Window = Window { records: 5000, bytes: 1 << 20 };
 /// Records that wait for their acknowledgement at most: well below what the devices have in flight.
 const MAX_HELD: usize = 250;
 
-/// Binds the sink to a free port and serves it in a task of its own; without certificates,
-/// without TLS. Acknowledgements wait for `ack_after`, to be one for many.
+/// How the sink is reached; the path is that of the certificates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tls<'a> {
+    Off,
+    /// A client that was here before has a shorter handshake.
+    Resuming(&'a Path),
+    /// Every handshake is a full one.
+    Full(&'a Path),
+}
+
+/// A sink at work.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    pub(crate) port: u16,
+    /// How many sessions have begun.
+    pub(crate) sessions: watch::Receiver<usize>,
+}
+
+/// Binds the sink to a free port and serves it in a task of its own. Acknowledgements wait for
+/// `ack_after`, to be one for many.
 pub(crate) async fn start(
-    certificates: Option<&Path>,
+    tls: Tls<'_>,
     arrivals: Arrivals,
     ack_after: Duration,
-) -> anyhow::Result<SocketAddr> {
-    let acceptor = certificates.map(acceptor).transpose().context("the sink's certificate")?;
+) -> anyhow::Result<Sink> {
+    let acceptor = match tls {
+        Tls::Off => None,
+        Tls::Resuming(certificates) => Some(acceptor(certificates, true)),
+        Tls::Full(certificates) => Some(acceptor(certificates, false)),
+    };
+    let acceptor = acceptor.transpose().context("the sink's certificate")?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let address = listener.local_addr()?;
+    let port = listener.local_addr()?.port();
+    let (begun, sessions) = watch::channel(0);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, arrivals) = (acceptor.clone(), arrivals.clone());
+            let (acceptor, arrivals, begun) = (acceptor.clone(), arrivals.clone(), begun.clone());
             tokio::spawn(async move {
                 // A gateway that is stopped cuts the link: the end of every session.
-                accept(stream, acceptor, arrivals, ack_after).await.ok();
+                accept(stream, acceptor, arrivals, ack_after, begun).await.ok();
             });
         }
     });
-    Ok(address)
+    Ok(Sink { port, sessions })
 }
 
-fn acceptor(certificates: &Path) -> anyhow::Result<TlsAcceptor> {
+fn acceptor(certificates: &Path, resumes: bool) -> anyhow::Result<TlsAcceptor> {
     let certificate = CertificateDer::from_pem_file(certificates.join("hub.pem"))?;
     let key = PrivateKeyDer::from_pem_file(certificates.join("hub.key"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;
+    if !resumes {
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+    }
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -74,11 +108,12 @@ async fn accept(
     tls: Option<TlsAcceptor>,
     arrivals: Arrivals,
     ack_after: Duration,
+    begun: watch::Sender<usize>,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     match tls {
-        Some(tls) => serve(tls.accept(stream).await?, arrivals, ack_after).await,
-        None => serve(stream, arrivals, ack_after).await,
+        Some(tls) => serve(tls.accept(stream).await?, arrivals, ack_after, begun).await,
+        None => serve(stream, arrivals, ack_after, begun).await,
     }
 }
 
@@ -86,6 +121,7 @@ async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     arrivals: Arrivals,
     ack_after: Duration,
+    begun: watch::Sender<usize>,
 ) -> anyhow::Result<()> {
     let mut socket = accept_hdr_async(stream, select_json).await?;
     let mut held = Held::default();
@@ -104,6 +140,7 @@ async fn serve(
         let Decoded::Message(message) = from_gateway(&text)? else { continue };
         let answer = match message {
             GatewayMessage::Hello(hello) => {
+                begun.send_modify(|sessions| *sessions += 1);
                 let streams = hello
                     .streams
                     .into_iter()
@@ -111,7 +148,8 @@ async fn serve(
                 HubMessage::Welcome(Welcome {
                     session: "bench".into(),
                     hub: "sink".into(),
-                    time: None,
+                    // Else a gateway whose clock nobody keeps marks each record.
+                    time: UNIX_EPOCH.elapsed().ok().map(|since| since.as_millis() as u64),
                     limits: Default::default(),
                     features: Vec::new(),
                     token_expires: None,

@@ -149,7 +149,8 @@ impl Board {
         let certificates = dir.join("certificates");
         succeed(Command::new(&programs.hub).arg("demo-ca").arg("--dir").arg(&certificates))?;
         let far_end = (transport == Transport::Tls).then_some(certificates.as_path());
-        let port = sink::start(far_end, arrivals.clone(), Duration::ZERO).await?.port();
+        let tls = far_end.map_or(sink::Tls::Off, sink::Tls::Resuming);
+        let port = sink::start(tls, arrivals.clone(), Duration::ZERO).await?.port;
         let listener = free_address()?;
         let scheme = transport.scheme();
         let trust = far_end.map_or("", |_| "ca_file = \"certificates/ca.pem\"\n");
@@ -174,7 +175,7 @@ impl Board {
 /// A backlog as a gateway would have left it.
 fn fill(spool_dir: &Path, arrivals: &Arrivals, records: usize) -> anyhow::Result<()> {
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
-    let ts = Timestamp { unix_ms, synced: true };
+    let ts = Timestamp::synced(unix_ms);
     let mut log = Log::open(spool_dir)?;
     for from in (0..records).step_by(FILL_GROUP) {
         let numbers = from..records.min(from + FILL_GROUP);

@@ -1,6 +1,7 @@
 //! The gateway, as a process. What its configuration and its status look like stands here only.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
@@ -81,6 +82,8 @@ pub struct Gateway {
     pub process: Option<Process>,
     /// Where devices connect: the listener, else the broker.
     pub port: u16,
+    /// Set for the gateway's process alone.
+    pub environment: Vec<(&'static str, OsString)>,
     config: PathBuf,
     log: PathBuf,
 }
@@ -90,7 +93,13 @@ impl Gateway {
     pub fn new(field: &Field, setup: &Setup) -> Self {
         let config = field.write(format!("{}.toml", setup.id), setup.to_toml());
         let port = setup.listener.or(setup.broker).expect("a gateway has a source");
-        Self { process: None, port, config, log: field.path(format!("{}.log", setup.id)) }
+        let log = field.path(format!("{}.log", setup.id));
+        Self::of(config, port, log)
+    }
+
+    /// A gateway with a configuration of its own, whose first source listens on `port`.
+    pub fn of(config: PathBuf, port: u16, log: PathBuf) -> Self {
+        Self { process: None, port, environment: Vec::new(), config, log }
     }
 
     pub fn started(field: &Field, setup: &Setup) -> Self {
@@ -101,7 +110,9 @@ impl Gateway {
 
     /// Starts it and waits until it answers.
     pub fn start(&mut self) {
-        self.process = Some(Process::start("fieldgate", run_command(&self.config), &self.log));
+        let mut command = run_command(&self.config);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = Some(Process::start("fieldgate", command, &self.log));
         eventually("the gateway answers `fieldgate status`", SOON, || {
             let process = self.process.as_mut().expect("just started");
             if let Some(status) = process.ended() {

@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod certificate;
+pub mod clock;
 pub mod device;
 pub mod gateway;
 pub mod http;

@@ -1,6 +1,7 @@
 //! File systems of a scenario's own: small, failing, or cut off from their power. Needs root.
 
 use std::{
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +14,8 @@ use super::{
 /// A file system, unmounted when dropped.
 pub struct Mount {
     pub path: PathBuf,
+    /// What `path` is in, where it is not in memory.
+    shelf: Option<PathBuf>,
     image: Option<PathBuf>,
     options: &'static str,
     mounted: bool,
@@ -24,7 +27,7 @@ impl Mount {
         std::fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let options = format!("size={size},mode=0700");
         succeed(command("mount", &["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path));
-        Self { path, image: None, options: "", mounted: true }
+        Self { path, shelf: None, image: None, options: "", mounted: true }
     }
 
     /// A fresh ext4 with a journal in a file, `options` beside `loop`.
@@ -38,8 +41,17 @@ impl Mount {
 
     /// What is in an image.
     pub fn image(path: PathBuf, image: PathBuf, options: &'static str) -> Self {
+        // A test beside this one may make a mount namespace of its own, and its copy would keep the
+        // file system alive: what is unmounted in a shared place is unmounted in each copy.
+        let shelf = path.with_extension("shelf");
+        let link = path;
+        let path = shelf.join("fs");
         std::fs::create_dir_all(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut mount = Self { path, image: Some(image), options, mounted: false };
+        symlink(&path, &link).unwrap_or_else(|e| panic!("{}: {e}", link.display()));
+        succeed(command("mount", &["--bind"]).arg(&shelf).arg(&shelf));
+        succeed(command("mount", &["--make-shared"]).arg(&shelf));
+        let (shelf, image) = (Some(shelf), Some(image));
+        let mut mount = Self { path, shelf, image, options, mounted: false };
         mount.mount();
         mount
     }
@@ -98,6 +110,10 @@ impl Drop for Mount {
         if self.mounted {
             // Lazily: a failed scenario may have left files open, and its processes end later.
             let _ = command("umount", &["--lazy"]).arg(&self.path).status();
+        }
+        if let Some(shelf) = &self.shelf {
+            let _ = command("umount", &["--lazy"]).arg(shelf).status();
+            let _ = std::fs::remove_file(shelf.with_extension(""));
         }
     }
 }

@@ -28,7 +28,7 @@ pub fn is_inside(test: &str) -> bool {
     let program = std::env::current_exe().expect("a test program has a path");
     // The user namespace is what lets somebody who is not root have the others.
     let status = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--mount"])
+        .args(["--map-root-user", "--net", "--mount", "--propagation", "slave"])
         .arg(program)
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
@@ -63,14 +63,22 @@ pub fn ip(words: &str) {
 
 /// Puts `text` in the place of a file of /etc, for this namespace alone.
 pub fn etc(field: &Field, name: &str, text: &str) {
-    let own = field.path(name);
+    instead(field, &Path::new("/etc").join(name), text);
+}
+
+/// Puts `text` in the place of a file, for this namespace alone.
+pub fn instead(field: &Field, place: &Path, text: &str) {
+    let own = field.path(place.file_name().expect("a file has a name"));
     let first = !own.exists();
     // The same file: what is mounted is not its name.
     fs::write(&own, text).unwrap_or_else(|e| panic!("{}: {e}", own.display()));
     if first {
-        let place = Path::new("/etc").join(name);
         let mut mount = Command::new("mount");
         let status = mount.arg("--bind").arg(&own).arg(place).stdout(Stdio::null()).status();
-        assert!(status.expect("mount of util-linux runs").success(), "mount over /etc/{name}");
+        assert!(
+            status.expect("mount of util-linux runs").success(),
+            "mount over {}",
+            place.display()
+        );
     }
 }

@@ -92,6 +92,25 @@ fn imports_point_one_way() {
     assert!(faults.is_empty(), "see the table in src/lib.rs\n{}", faults.join("\n"));
 }
 
+/// No clock is believed that is before this version was made: a date in the future would refuse
+/// every clock, and one before the last release would believe clocks that are surely wrong.
+#[cfg(feature = "gateway")]
+#[test]
+fn the_date_of_the_release_is_not_in_the_future_and_not_before_the_changelogs() {
+    let released_ms = fieldgate::identity::RELEASED_MS;
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    assert!(u128::from(released_ms) < since.as_millis(), "RELEASED_MS is in the future");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("CHANGELOG.md");
+    let changelog = fs::read_to_string(path).expect("CHANGELOG.md");
+    let seconds = i64::try_from(released_ms / 1000).expect("a moment");
+    let released = fieldgate::identity::calendar::Moment { unix_seconds: seconds }.to_string();
+    // `## [0.1.0] - 2026-12-01`: dates of this form are in the order of their letters.
+    let dates = changelog.lines().filter_map(|line| line.strip_prefix("## [")?.split_once("] - "));
+    for (version, date) in dates {
+        assert!(date.trim() <= &released[..10], "RELEASED_MS is before the release of {version}");
+    }
+}
+
 #[test]
 fn files_can_be_read_in_one_sitting() {
     let mut faults = Vec::new();

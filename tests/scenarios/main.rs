@@ -23,3 +23,5 @@ mod operation;
 mod power;
 mod retention;
 mod spool;
+mod time;
+mod tls_scan;

@@ -25,7 +25,7 @@ const EPOCH: u64 = 0x00c0_ffee;
 /// A spool by the library: an event, three readings, two of which were acknowledged and one more
 /// that is lost.
 fn filled(field: &Field) {
-    let ts = |unix_ms| Timestamp { unix_ms, synced: true };
+    let ts = Timestamp::synced;
     let reading = |unix_ms, payload: &[u8]| {
         let (device, topic) = ("plc-01", "devices/plc-01/telemetry");
         let json = is_plain_json(payload);
@@ -96,7 +96,8 @@ fn inspect_shows_what_is_held() {
         seen["streams"][1],
         json!({ "stream": "telemetry", "epoch": "0000000000c0ffee", "start": 1, "first": 3,
             "next": 5, "records": 2, "bytes": telemetry, "segments": 1, "skips": [],
-            "oldest_ts": 1_790_000_003_000_u64, "newest_ts": 1_790_000_004_000_u64 })
+            "oldest_ts": 1_790_000_003_000_u64, "newest_ts": 1_790_000_004_000_u64,
+            "oldest_unsynced": false, "newest_unsynced": false })
     );
 }
 

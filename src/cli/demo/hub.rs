@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::identity::{self, Token};
+use crate::identity::{self, Clock, Token};
 
 /// How long one request may take, a new connection included.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ impl Hub {
         token_file: &Path,
         gateway: &'static str,
     ) -> anyhow::Result<Self> {
-        let tls = identity::client_tls(Some(ca_file), None)?.into();
+        let tls = identity::client_tls(Some(ca_file), None, &Clock::of_system())?.into();
         let token = Token::from_file(token_file)?;
         Ok(Self { address, tls, token, gateway, connection: None, after: 0 })
     }

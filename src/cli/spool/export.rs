@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{Failure, Found, numbered, output};
 use crate::{
     protocol::{Epoch, write_record},
-    record::Stored,
+    record::{SinceBoot, Stored},
     spool::survey::{HeldEpoch, Sight, Why},
 };
 
@@ -88,7 +88,13 @@ fn line(epoch: &HeldEpoch, seq: u64, bytes: &[u8]) -> String {
     let name = Epoch(epoch.epoch);
     let mut line = format!("{{\"stream\":{stream},\"epoch\":\"{name}\",\"seq\":{seq},");
     match Stored::read(bytes) {
-        Ok(record) => write_record(&mut line, &record),
+        Ok(record) => {
+            // By these whoever knows when that boot began can tell when it was heard.
+            if let Some(SinceBoot { boot, uptime_ms }) = record.ts.since_boot {
+                line += &format!("\"boot\":\"{boot:08x}\",\"uptime_ms\":{uptime_ms},");
+            }
+            write_record(&mut line, &record);
+        }
         // It is whole, but a newer version's.
         Err(_) => line += &format!("\"record_base64\":\"{}\"}}", BASE64.encode(bytes)),
     }

@@ -7,18 +7,19 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Failure, Found, heard_ms, moment, numbered, output};
+use super::{Failure, Found, heard, moment, numbered, output};
 use crate::{
     config::show_size,
     protocol::Epoch,
+    record::Timestamp,
     spool::{Disk as _, journal::Journal, survey::HeldEpoch},
 };
 
 /// One row of the table.
 struct Row<'a> {
     epoch: &'a HeldEpoch,
-    oldest_ms: Option<u64>,
-    newest_ms: Option<u64>,
+    oldest: Option<Timestamp>,
+    newest: Option<Timestamp>,
 }
 
 /// Prints it.
@@ -42,8 +43,8 @@ impl<'a> Row<'a> {
         let held = epoch.records() > 0;
         let oldest = held.then(|| found.survey.oldest(epoch)).flatten();
         let newest = epoch.newest.as_deref().filter(|_| held);
-        let oldest_ms = oldest.as_deref().and_then(heard_ms);
-        Self { epoch, oldest_ms, newest_ms: newest.and_then(heard_ms) }
+        let oldest = oldest.as_deref().and_then(heard);
+        Self { epoch, oldest, newest: newest.and_then(heard) }
     }
 }
 
@@ -55,7 +56,7 @@ fn commands(found: &Found) -> Result<Vec<String>, Failure> {
 }
 
 fn as_json(found: &Found, rows: &[Row<'_>], commands: &[String]) -> Value {
-    let streams = rows.iter().map(|Row { epoch, oldest_ms, newest_ms }| {
+    let streams = rows.iter().map(|Row { epoch, oldest, newest }| {
         let skips = epoch
             .skips
             .iter()
@@ -65,7 +66,9 @@ fn as_json(found: &Found, rows: &[Row<'_>], commands: &[String]) -> Value {
             "first": epoch.first(), "next": epoch.next, "records": epoch.records(),
             "bytes": epoch.bytes(), "segments": epoch.segments.len(),
             "skips": skips.collect::<Vec<_>>(),
-            "oldest_ts": oldest_ms, "newest_ts": newest_ms,
+            "oldest_ts": oldest.map(|ts| ts.unix_ms), "newest_ts": newest.map(|ts| ts.unix_ms),
+            "oldest_unsynced": oldest.map(|ts| !ts.synced),
+            "newest_unsynced": newest.map(|ts| !ts.synced),
         })
     });
     let faults = found.survey.faults.iter();
@@ -116,10 +119,10 @@ fn as_text(
 fn table(out: &mut impl Write, rows: &[&Row<'_>]) -> io::Result<()> {
     const HEAD: [&str; 9] =
         ["stream", "epoch", "records", "first", "next", "bytes", "segments", "oldest", "newest"];
-    let when = |ms: Option<u64>| ms.map_or("-".into(), moment);
+    let when = |ts: Option<Timestamp>| ts.map_or("-".into(), moment);
     let cells: Vec<[String; HEAD.len()]> = rows
         .iter()
-        .map(|Row { epoch, oldest_ms, newest_ms }| {
+        .map(|Row { epoch, oldest, newest }| {
             [
                 epoch.stream.clone(),
                 Epoch(epoch.epoch).to_string(),
@@ -128,8 +131,8 @@ fn table(out: &mut impl Write, rows: &[&Row<'_>]) -> io::Result<()> {
                 epoch.next.to_string(),
                 epoch.bytes().to_string(),
                 epoch.segments.len().to_string(),
-                when(*oldest_ms),
-                when(*newest_ms),
+                when(*oldest),
+                when(*newest),
             ]
         })
         .collect();

@@ -14,10 +14,11 @@ use std::{
     process::ExitCode,
 };
 
+use super::disk::MANAGED;
 use crate::{
     config::{ConfigError, SpoolPlace},
-    identity::calendar::Moment,
-    record::Stored,
+    identity::{CONFIRMED_TIME, calendar::Moment},
+    record::{Stored, Timestamp},
     spool::survey::{ReadOnlyDirectory, Survey},
 };
 
@@ -179,7 +180,7 @@ impl Found {
     /// What lies in the directory and is none of ours.
     fn unknown_files(&self) -> Vec<&str> {
         let files = self.survey.unknown_files.iter().map(String::as_str);
-        files.filter(|file| *file != super::disk::MANAGED).collect()
+        files.filter(|file| ![MANAGED, CONFIRMED_TIME].contains(file)).collect()
     }
 
     /// The epochs of a stream, or of all.
@@ -206,13 +207,14 @@ fn output() -> impl Write {
 }
 
 /// When a stored record was heard.
-fn heard_ms(stored: &[u8]) -> Option<u64> {
-    Stored::read(stored).ok().map(|stored| stored.ts.unix_ms)
+fn heard(stored: &[u8]) -> Option<Timestamp> {
+    Stored::read(stored).ok().map(|stored| stored.ts)
 }
 
-fn moment(unix_ms: u64) -> String {
-    let unix_seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
-    Moment { unix_seconds }.to_string()
+fn moment(ts: Timestamp) -> String {
+    let unix_seconds = i64::try_from(ts.unix_ms / 1000).unwrap_or(i64::MAX);
+    let about = if ts.synced { "" } else { "about " };
+    format!("{about}{}", Moment { unix_seconds })
 }
 
 /// Records by their numbers, `to` one past the last: `record 7`, `records 7 to 9`.

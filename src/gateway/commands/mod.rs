@@ -95,6 +95,9 @@ struct Kept {
     last: Option<Status>,
     /// Unix milliseconds, after which the id may be forgotten once it is finished.
     keep_until_ms: u64,
+    /// That moment was reckoned by a clock that was not trusted, and says nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unsynced: bool,
 }
 
 #[derive(Debug)]
@@ -285,6 +288,7 @@ impl Commands {
             sending: false,
             last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
             keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
+            unsynced: !now.wall.synced,
         };
         self.known.insert(command.id.clone(), kept);
     }
@@ -321,8 +325,19 @@ impl Commands {
         }
     }
 
-    /// Forgets what was finished long enough ago.
+    /// Forgets what was finished long enough ago. By a clock that is not trusted nothing is; what
+    /// such a clock had dated counts as new once there is one that is.
     pub(super) fn forget_old(&mut self, now: Now) {
+        if !now.wall.synced {
+            return;
+        }
+        let undated = self.known.iter().filter(|(_, kept)| kept.unsynced);
+        for id in undated.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            let kept = self.known.get_mut(&id).expect("just found");
+            kept.keep_until_ms = now.wall.unix_ms + MAX_TTL.as_millis() as u64 + KEPT_MS;
+            kept.unsynced = false;
+            self.write(&id);
+        }
         let journal = &mut self.journal;
         self.known.retain(|id, kept| {
             let keep = !kept.is_final() || kept.keep_until_ms > now.wall.unix_ms;
@@ -344,6 +359,7 @@ impl Commands {
     ) {
         let Some(kept) = self.known.get_mut(id) else { return };
         kept.keep_until_ms = kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
+        kept.unsynced |= !now.wall.synced;
         self.live.remove(id);
         self.deliveries.retain(|_, delivered| delivered != id);
         self.advance(id, state, result, error, receipts);

@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub(super) use self::uplink::Horizon;
 use super::Settings;
 use crate::{
     protocol::{Epoch, HeldEpoch, StreamName, Window},
@@ -80,6 +81,7 @@ pub(super) struct Lane {
     flight: VecDeque<Batch>,
     flight_records: u64,
     flight_bytes: u64,
+    flight_wire_bytes: u64,
     window: Window,
     suspect: Suspect,
     /// A single suspect record is held back until then: does the session live without it?
@@ -133,8 +135,20 @@ struct Batch {
     /// One past the last number.
     end: u64,
     records: u64,
+    /// Of payload, which the window counts.
     bytes: u64,
+    /// Of the message.
+    wire_bytes: u64,
     sent: Instant,
+}
+
+/// What an ack says has arrived.
+#[derive(Debug, Default)]
+pub(super) struct Landed {
+    /// When the oldest message of it was sent.
+    pub(super) sent: Option<Instant>,
+    /// Of the messages.
+    pub(super) wire_bytes: u64,
 }
 
 /// What ended sessions have in common.
@@ -145,8 +159,9 @@ struct Suspect {
     strikes: u32,
     /// How many records a batch that begins at `first` may have; 0 when a single one is suspect.
     limit: Option<u64>,
-    /// The single record ended a session that had lived well without it.
-    guilty: bool,
+    /// The single record ended a session that had lived well without it, or the peer said so; the
+    /// reason of its skip.
+    guilt: Option<&'static str>,
 }
 
 /// Where a record is.
@@ -191,6 +206,7 @@ impl Lane {
             flight: VecDeque::new(),
             flight_records: 0,
             flight_bytes: 0,
+            flight_wire_bytes: 0,
             window: Window::default(),
             suspect: Suspect::default(),
             quiet_until: None,

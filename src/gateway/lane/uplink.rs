@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::{Batch, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
+use super::{Batch, Landed, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
     protocol::{Epoch, Position, Window},
-    record::{self, Receipt},
+    record::{self, Boot, Receipt},
     spool::Item,
 };
 
@@ -13,7 +13,7 @@ impl Lane {
     /// A session begins or ends: nothing is under way.
     pub(in crate::gateway) fn rewind(&mut self) {
         self.flight.clear();
-        (self.flight_records, self.flight_bytes) = (0, 0);
+        self.measure_flight();
         self.ahead.clear();
         self.quiet_until = None;
         self.wants_epoch = false;
@@ -27,7 +27,7 @@ impl Lane {
     pub(in crate::gateway) fn begin(&mut self, now: Instant, window: Window) {
         self.rewind();
         self.window = window;
-        let on_trial = self.suspect.limit == Some(0) && !self.suspect.guilty;
+        let on_trial = self.suspect.limit == Some(0) && self.suspect.guilt.is_none();
         self.quiet_until = on_trial.then(|| now + QUIET);
         self.consider_epoch();
     }
@@ -50,7 +50,7 @@ impl Lane {
             self.suspect = Suspect { epoch, first, ..Suspect::default() };
         }
         if self.suspect.limit == Some(0) {
-            self.suspect.guilty = now - batch.sent <= SUDDEN;
+            self.suspect.guilt = (now - batch.sent <= SUDDEN).then_some("poison");
             return;
         }
         self.suspect.strikes += 1;
@@ -67,6 +67,7 @@ impl Lane {
         position: &Position,
         resume: bool,
         safe: &mut Vec<Receipt>,
+        landed: &mut Landed,
     ) -> Option<(Epoch, u64)> {
         if let Some(window) = position.window {
             self.window = window;
@@ -95,7 +96,7 @@ impl Lane {
             self.appending = self.appending.max(acked + 1).min(self.last().next);
             self.released = self.released.max(acked + 1);
         }
-        self.land(epoch, acked);
+        self.land(epoch, acked, landed);
         if done {
             let next = acked + 1;
             self.epochs.remove(place);
@@ -122,8 +123,8 @@ impl Lane {
 
     /// What is to be sent next, if there is anything and it may be sent. The window is looked at
     /// only for the first of a batch; the batch itself keeps to [`Lane::batch_limit`] and
-    /// [`Lane::byte_room`]. What was heard before `oldest_ms` is not sent any more.
-    pub(in crate::gateway) fn peek(&mut self, in_batch: bool, oldest_ms: u64) -> Option<Next> {
+    /// [`Lane::byte_room`]. What was heard before the horizon is not sent any more.
+    pub(in crate::gateway) fn peek(&mut self, in_batch: bool, horizon: Horizon) -> Option<Next> {
         let place = self.sending();
         let state = &self.epochs[place];
         let (epoch, seq) = (state.epoch, state.send);
@@ -137,8 +138,8 @@ impl Lane {
         }
         let suspect = &self.suspect;
         if (suspect.epoch, suspect.first, suspect.limit) == (Some(epoch), seq, Some(0)) {
-            if suspect.guilty {
-                return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: "poison".into() });
+            if let Some(reason) = suspect.guilt {
+                return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() });
             }
             if self.quiet_until.is_some() {
                 return None;
@@ -146,7 +147,7 @@ impl Lane {
         }
         if seq >= self.on_disk_end(place) {
             let waiting = self.memory.range((seq - self.memory_first) as usize..);
-            let expired = waiting.take_while(|kept| is_older(&kept.bytes, oldest_ms)).count();
+            let expired = waiting.take_while(|kept| horizon.is_past(&kept.bytes)).count();
             if expired > 0 {
                 let to = (seq + expired as u64).min(end);
                 return Some(Next::Skip { epoch, from: seq, to, reason: "expired".into() });
@@ -163,7 +164,7 @@ impl Lane {
         match self.ahead.front()? {
             Item::Record { seq: found, bytes } if *found == seq => {
                 let expired = self.ahead.iter().map_while(|item| match item {
-                    Item::Record { bytes, .. } if is_older(bytes, oldest_ms) => Some(end_of(item)),
+                    Item::Record { bytes, .. } if horizon.is_past(bytes) => Some(end_of(item)),
                     _ => None,
                 });
                 if let Some(to) = expired.last() {
@@ -221,7 +222,7 @@ impl Lane {
         epoch: Epoch,
         end: u64,
         records: u64,
-        bytes: u64,
+        (bytes, wire_bytes): (u64, u64),
     ) {
         let place = self.epochs.iter().position(|state| state.epoch == epoch);
         let Some(place) = place else { return };
@@ -237,7 +238,38 @@ impl Lane {
         }
         self.flight_records += records;
         self.flight_bytes += bytes;
-        self.flight.push_back(Batch { epoch, first, end, records, bytes, sent: now });
+        self.flight_wire_bytes += wire_bytes;
+        let batch = Batch { epoch, first, end, records, bytes, wire_bytes, sent: now };
+        self.flight.push_back(batch);
+    }
+
+    /// What is under way, in bytes on the link.
+    pub(in crate::gateway) fn flight_wire_bytes(&self) -> u64 {
+        self.flight_wire_bytes
+    }
+
+    /// What is under way: how many batches, the records of the first, the size of the largest.
+    pub(in crate::gateway) fn flight_shape(&self) -> (usize, u64, u64) {
+        let records = self.flight.front().map_or(0, |batch| batch.records);
+        let largest = self.flight.iter().map(|batch| batch.wire_bytes).max().unwrap_or(0);
+        (self.flight.len(), records, largest)
+    }
+
+    /// The single record that is under way is more than the peer takes.
+    pub(in crate::gateway) fn handle_too_big(&mut self) {
+        let Some(Batch { epoch, first, .. }) = self.flight.front() else { return };
+        let (epoch, first) = (Some(*epoch), *first);
+        self.suspect =
+            Suspect { epoch, first, limit: Some(0), guilt: Some("too_large"), strikes: 0 };
+    }
+
+    /// Whether something is under way, or could be sent.
+    pub(in crate::gateway) fn has_to_move(&self) -> bool {
+        let place = self.sending();
+        let is_sendable = self.epochs[place].send < self.sendable_end(place);
+        self.window.records > 0
+            && self.quiet_until.is_none()
+            && (!self.flight.is_empty() || is_sendable)
     }
 
     /// When the oldest batch that is still under way was sent; `None` while the hub pauses the
@@ -257,15 +289,18 @@ impl Lane {
         })
     }
 
-    fn land(&mut self, epoch: Epoch, acked: u64) {
-        let landed = |batch: &Batch| batch.epoch == epoch && batch.end <= acked + 1;
-        while self.flight.front().is_some_and(landed) {
+    fn land(&mut self, epoch: Epoch, acked: u64, landed: &mut Landed) {
+        let is_landed = |batch: &Batch| batch.epoch == epoch && batch.end <= acked + 1;
+        while self.flight.front().is_some_and(is_landed) {
             let batch = self.flight.pop_front().expect("looked at just now");
             self.flight_records -= batch.records;
             self.flight_bytes -= batch.bytes;
+            self.flight_wire_bytes -= batch.wire_bytes;
+            landed.sent.get_or_insert(batch.sent);
+            landed.wire_bytes += batch.wire_bytes;
         }
         if self.flight.front().is_some_and(|batch| batch.epoch != epoch) {
-            self.drop_flight(landed);
+            self.drop_flight(is_landed);
         }
         if self.suspect.epoch == Some(epoch) && self.suspect.first <= acked {
             self.suspect = Suspect::default();
@@ -274,12 +309,31 @@ impl Lane {
 
     fn drop_flight(&mut self, done: impl Fn(&Batch) -> bool) {
         self.flight.retain(|batch| !done(batch));
+        self.measure_flight();
+    }
+
+    fn measure_flight(&mut self) {
         self.flight_records = self.flight.iter().map(|batch| batch.records).sum();
         self.flight_bytes = self.flight.iter().map(|batch| batch.bytes).sum();
+        self.flight_wire_bytes = self.flight.iter().map(|batch| batch.wire_bytes).sum();
     }
 }
 
-/// Whether a record was heard before that moment by a clock that was trusted.
-fn is_older(bytes: &[u8], oldest_ms: u64) -> bool {
-    oldest_ms > 0 && record::stamp(bytes).is_some_and(|ts| ts.synced && ts.unix_ms < oldest_ms)
+/// What was heard before this is too old to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::gateway) struct Horizon {
+    /// Unix milliseconds; 0: nothing is too old.
+    pub(in crate::gateway) oldest_ms: u64,
+    /// By which records of this boot get their time.
+    pub(in crate::gateway) boot: Option<Boot>,
+}
+
+impl Horizon {
+    /// Whether a record was heard before, by a clock that is trusted.
+    fn is_past(self, bytes: &[u8]) -> bool {
+        self.oldest_ms > 0
+            && record::stamp(bytes)
+                .map(|ts| ts.rebased(self.boot))
+                .is_some_and(|ts| ts.synced && ts.unix_ms < self.oldest_ms)
+    }
 }

@@ -13,12 +13,14 @@ const INTERVAL: Duration = Duration::from_secs(25);
 pub(super) struct Bench {
     pub(super) now: Now,
     pub(super) gateway: Gateway,
-    disk: Vec<DiskRequest>,
+    pub(super) disk: Vec<DiskRequest>,
     pub(super) dials: Vec<bool>,
     /// Which hub each dial was for.
     pub(super) hubs: Vec<usize>,
     pub(super) probes: usize,
     pub(super) hangups: usize,
+    /// How often a fresh token was asked for.
+    pub(super) tokens: usize,
     pub(super) safe: usize,
     pub(super) sent: Vec<Transmit>,
 }
@@ -43,15 +45,16 @@ impl Bench {
     }
 
     fn start_of_time() -> Now {
-        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
-        Now { instant: Instant::now(), wall }
+        let wall = Timestamp::synced(1_790_000_000_000);
+        Now { instant: Instant::now(), wall, boot: None }
     }
 
     fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
         let gateway = Gateway::new(now, settings, held);
         let (disk, dials, hubs, sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (probes, hangups, safe) = (0, 0, 0);
-        let mut bench = Self { now, gateway, disk, dials, hubs, probes, hangups, safe, sent };
+        let (probes, hangups, tokens, safe) = (0, 0, 0, 0);
+        let mut bench =
+            Self { now, gateway, disk, dials, hubs, probes, hangups, tokens, safe, sent };
         bench.pass(Duration::ZERO);
         bench
     }
@@ -84,8 +87,11 @@ impl Bench {
                     }
                     Output::Probe => self.probes += 1,
                     Output::Hangup => self.hangups += 1,
+                    Output::Token => self.tokens += 1,
                     Output::Safe(_) => self.safe += 1,
-                    Output::Deliver { .. } | Output::RememberManaged { .. } => {}
+                    Output::Deliver { .. }
+                    | Output::RememberManaged { .. }
+                    | Output::TimeHeard { .. } => {}
                 }
             }
             match self.gateway.poll_transmit(self.now) {
@@ -100,7 +106,7 @@ impl Bench {
         self.look();
     }
 
-    fn hear(&mut self, message: HubMessage) {
+    pub(super) fn hear(&mut self, message: HubMessage) {
         self.gateway.handle_text(self.now, &message.to_json());
         self.look();
     }
@@ -110,7 +116,7 @@ impl Bench {
     }
 
     /// A session with a hub that holds the telemetry up to `acked`.
-    fn resumed(&mut self, acked: u64) {
+    pub(super) fn resumed(&mut self, acked: u64) {
         self.up();
         self.sent.clear();
         let epoch = Epoch(0xe001);
@@ -138,12 +144,17 @@ impl Bench {
     }
 
     pub(super) fn publish(&mut self, count: u64) {
+        self.publish_of(0, count);
+    }
+
+    /// Publishes a number, padded to so many bytes.
+    pub(super) fn publish_of(&mut self, payload_bytes: usize, count: u64) {
         for number in 0..count {
             self.gateway.handle_publish(
                 self.now,
                 Publish {
                     topic: "devices/d/telemetry".into(),
-                    payload: number.to_string().into(),
+                    payload: format!("{number:<payload_bytes$}").into(),
                     retained: false,
                     source: SourceId(0),
                     receipt: Some(Receipt { source: SourceId(0), connection: 1, number }),
@@ -178,7 +189,7 @@ impl Bench {
     }
 }
 
-fn closed(code: u16) -> Ended {
+pub(super) fn closed(code: u16) -> Ended {
     Ended::Closed { code, reason: String::new() }
 }
 

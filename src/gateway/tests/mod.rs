@@ -4,9 +4,11 @@
 
 mod hubs;
 mod link;
+mod live;
 mod resend;
 mod retention;
 mod sim_hub;
+mod time;
 mod week;
 
 use std::collections::BTreeSet;
@@ -90,6 +92,7 @@ fn settings(starts: u64, disk_first: bool) -> Settings {
             ping_interval: Duration::from_secs(25),
             ping_timeout: Duration::from_secs(10),
             ack_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(60),
             backoff: (Duration::from_millis(500), Duration::from_secs(60)),
             return_after: Duration::from_secs(600),
             plain_commands: false,
@@ -113,8 +116,8 @@ impl World {
 
     fn with(seed: u64, disk_first: Option<bool>) -> Self {
         let mut random = Random::new(seed);
-        let wall = Timestamp { unix_ms: 1_790_000_000_000, synced: true };
-        let now = Now { instant: Instant::now(), wall };
+        let wall = Timestamp::synced(1_790_000_000_000);
+        let now = Now { instant: Instant::now(), wall, boot: None };
         let medium = SimulatedDisk::new(seed);
         let disk_first = disk_first.unwrap_or(random.next().is_multiple_of(2));
         let live_first = random.next().is_multiple_of(2).then_some(20);
@@ -357,7 +360,10 @@ impl World {
                 self.link = Link::Dialing;
             }
             Output::Hangup => self.link = Link::None,
-            Output::RememberManaged { .. } | Output::Probe => {}
+            Output::RememberManaged { .. }
+            | Output::TimeHeard { .. }
+            | Output::Probe
+            | Output::Token => {}
         }
     }
 

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    identity::{ClientCertificates, client_tls, server_tls},
+    identity::{ClientCertificates, Clock, client_tls, server_tls},
     link::Request,
 };
 
@@ -81,14 +81,19 @@ impl Authority {
     fn target(&self, port: u16) -> Target {
         let mut target = target_at(port);
         target.url.tls = true;
-        target.tls = Some(client_tls(Some(&self.file()), None).unwrap());
+        target.tls = Some(client_tls(Some(&self.file()), None, &Clock::of_system()).unwrap());
         target.ca_file = Some(self.file());
         target
     }
 }
 
+/// 2200-01-01, when certificates end where a test does not say otherwise.
+const UNTIL_MS: u64 = 7_258_118_400_000;
+
 fn named(name: &str) -> CertificateParams {
-    CertificateParams::new(vec![name.to_owned()]).unwrap()
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2200, 1, 1);
+    params
 }
 
 #[tokio::test]
@@ -100,10 +105,46 @@ async fn messages_pass_over_tls_by_name_and_by_address() {
         target.url.host = host.to_owned();
         let mut link = open(target);
         let up = next(&mut link).await;
-        assert!(matches!(up, Event::Up { subprotocol: None, .. }), "{up:?}");
+        let Event::Up { subprotocol: None, valid_until_ms: Some(until_ms), .. } = up else {
+            panic!("{up:?}");
+        };
+        assert_eq!(until_ms, UNTIL_MS);
         link.requests.send(Request::Text("hi".into())).await.unwrap();
         assert!(matches!(next(&mut link).await, Event::Text(text) if text == "hi"));
     }
+}
+
+/// A board with a wrong clock signs its tokens in vain, until it has heard the time so.
+#[tokio::test]
+async fn a_refusal_over_tls_tells_the_time_and_under_which_certificate() {
+    let authority = Authority::new("a CA");
+    let (cert, key) = authority.issue(named("127.0.0.1"));
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
+    let (listener, port) = bound().await;
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut tls = TlsAcceptor::from(server).accept(tcp).await.unwrap();
+        let answer = "HTTP/1.1 401 Unauthorized\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n";
+        tls.write_all(answer.as_bytes()).await.unwrap();
+        // The request is read, else its remains would reset the connection.
+        while tls.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+    });
+    let mut target = authority.target(port);
+    let pair = Some((&*cert, &*key));
+    target.tls = Some(client_tls(Some(&authority.file()), pair, &Clock::of_system()).unwrap());
+    let mut link = open(target);
+    let Event::Down(Down::Refused { status: 401, date_ms, valid_until_ms, .. }) =
+        next(&mut link).await
+    else {
+        panic!("a refusal was due");
+    };
+    assert_eq!((date_ms, valid_until_ms), (Some(784_111_777_000), Some(UNTIL_MS)));
 }
 
 #[tokio::test]
@@ -145,7 +186,13 @@ async fn an_echo_server_flooded_both_ways_over_tls_never_deadlocks() {
 async fn a_server_that_demands_a_certificate_is_understood() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, ClientCertificates::Required(&authority.file())).unwrap();
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
     let (listener, port) = bound().await;
     tokio::spawn(async move {
         loop {
@@ -236,10 +283,18 @@ type Handshakes = tokio::task::JoinHandle<Vec<rustls::HandshakeKind>>;
 async fn the_second_handshake_with_a_server_is_a_resumed_one_also_with_a_client_certificate() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, ClientCertificates::Required(&authority.file())).unwrap();
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
     let (port, kinds) = handshakes(server, 3).await;
     let mut target = authority.target(port);
-    target.tls = Some(client_tls(Some(&authority.file()), Some((&cert, &key))).unwrap());
+    target.tls = Some(
+        client_tls(Some(&authority.file()), Some((&cert, &key)), &Clock::of_system()).unwrap(),
+    );
     for _ in 0..3 {
         let mut link = open(target.clone());
         assert!(matches!(next(&mut link).await, Event::Up { .. }));

@@ -1,0 +1,203 @@
+//! A board without a clock, or with one that jumps (PROTOCOL.md, section 9).
+
+use std::path::Path;
+
+use crate::field::{
+    Field, SOON,
+    certificate::{Certified, TlsServer, issue, trusting},
+    clock::{WrongClock, YEAR_S, is_kept, this_year, unix_s},
+    device::{Account, Publisher},
+    eventually,
+    gateway::{Gateway, Setup},
+    hub::{CERT, Hub, KEY, Row},
+    namespace::{instead, is_inside},
+};
+
+const GATEWAY: &str = "gw-1";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A record's time may lie so far beside the time at which the device published it. What a hub says
+/// is as exact as the way from it is short.
+const NEAR_MS: u64 = 2000;
+
+/// A hub with a certificate that is valid this year and the next; it is not started.
+fn hub(field: &Field) -> Hub {
+    let mut hub = Hub::new(field);
+    let Certified { ca, cert, key } = issue(field, "own", "localhost", this_year() + 2);
+    for (from, to) in [(&ca, "ca.pem"), (&cert, CERT), (&key, KEY)] {
+        std::fs::copy(from, field.path(to)).expect("files in an own directory");
+    }
+    hub.api.tls = Some(trusting(&ca));
+    hub
+}
+
+fn gateway(field: &Field, setup: &Setup, clock: &WrongClock) -> Gateway {
+    let mut gateway = Gateway::new(field, setup);
+    gateway.environment = clock.environment();
+    gateway
+}
+
+fn publish(gateway: &Gateway, device: &str, count: u64) -> Account {
+    let publisher = Publisher::start(gateway.port, device, 100, count);
+    eventually("all is acknowledged", SOON, || publisher.done().then_some(()));
+    publisher.account()
+}
+
+fn is_marked(row: &Row) -> bool {
+    row.all["unsynced"] == true
+}
+
+fn rows_of(hub: &Hub, device: &str, count: u64) -> Vec<Row> {
+    hub.wait_for(GATEWAY, "the last one arrives", |row| {
+        row.device.as_deref() == Some(device) && row.n == Some(count)
+    });
+    let mut rows = hub.all_records(GATEWAY);
+    rows.retain(|row| row.n.is_some() && row.device.as_deref() == Some(device));
+    let numbers: Vec<u64> = rows.iter().filter_map(|row| row.n).collect();
+    assert_eq!(numbers, (1..=count).collect::<Vec<u64>>());
+    rows
+}
+
+/// Each arrived once, in order, and with the time at which the device published it.
+fn assert_right_times(rows: &[Row], account: &Account) {
+    for (row, (sent_ms, acked_ms)) in rows.iter().zip(&account.spans_ms) {
+        let ts = row.all["ts"].as_u64().expect("a record has a time");
+        let right = (sent_ms - NEAR_MS..=acked_ms + NEAR_MS).contains(&ts);
+        assert!(right && !is_marked(row), "published at {sent_ms}, acked at {acked_ms}: {row:?}");
+    }
+}
+
+#[test]
+fn a_board_that_wakes_in_1970_or_2040_connects_and_its_records_have_the_right_time() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let mut hub = hub(&field);
+        let clock = WrongClock::ahead(&field, off_s);
+        let mut gateway = gateway(&field, &Setup::new(&field, &hub), &clock);
+        gateway.start();
+        let status = gateway.status().expect("it just answered");
+        if is_kept(&status) {
+            return;
+        }
+        assert_eq!(status["clock"]["trusted"], false, "{status}");
+        let before = publish(&gateway, "before", 20);
+        hub.start();
+        let status = gateway.wait_connected();
+        assert_eq!(status["clock"]["by"], "hub", "{status}");
+        let found_s = status["clock"]["system_clock_off_ms"].as_i64().unwrap_or_default() / 1000;
+        assert!((found_s - off_s).abs() <= 2, "{off_s}: {status}");
+        let after = publish(&gateway, "after", 20);
+        assert_right_times(&rows_of(&hub, "before", 20), &before);
+        assert_right_times(&rows_of(&hub, "after", 20), &after);
+        let log = gateway.log();
+        assert_eq!(log.matches("the system clock is wrong").count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn an_expired_certificate_is_refused_whatever_the_clock_says() {
+    let field = Field::new();
+    let expired = issue(&field, "expired", "localhost", 2024);
+    let server = TlsServer::start(&expired);
+    // At both it had not begun yet, or was valid.
+    for year in [1971, 2022] {
+        let clock = WrongClock::ahead(&field, (year - i64::from(this_year())) * YEAR_S);
+        let url = format!("url = \"wss://localhost:{}/v1/gateway\"", server.port);
+        let setup = Setup::towards(format!("{url}\nca_file = \"{}\"", expired.ca.display()));
+        let mut gateway = gateway(&field, &setup, &clock);
+        gateway.start();
+        let status = gateway.wait_until("it says why", |status| {
+            let error = status["uplink"]["last_error"].as_str().unwrap_or_default();
+            error.contains("expired at 2024-01-01") && error.contains("the earliest that it can be")
+        });
+        assert!(status["uplink"]["state"] != "connected", "{status}");
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_breaks_nothing() {
+    const COUNT: u64 = 600;
+    const DAY_S: i64 = 86_400;
+    let field = Field::new();
+    let mut hub = hub(&field);
+    hub.start();
+    let clock = WrongClock::ahead(&field, 0);
+    let mut gateway = gateway(&field, &Setup::new(&field, &hub), &clock);
+    gateway.start();
+    let status = gateway.wait_connected();
+    if is_kept(&status) {
+        return;
+    }
+    assert_eq!(status["clock"]["by"], "system clock and hub", "{status}");
+    let publisher = Publisher::start(gateway.port, "plc-01", 200, COUNT);
+    for (part, off_s) in [(1, DAY_S), (2, -400 * DAY_S), (3, 20 * YEAR_S), (4, -unix_s()), (5, 0)] {
+        eventually("the load is on", SOON, || (publisher.acked() >= part * 100).then_some(()));
+        clock.jump(off_s);
+    }
+    eventually("all is acknowledged", SOON, || publisher.done().then_some(()));
+    assert_right_times(&rows_of(&hub, "plc-01", COUNT), &publisher.account());
+    let status = gateway.wait_until("the clock is right again", |status| {
+        status["clock"]["by"] == "system clock and hub"
+    });
+    assert_eq!(status["uplink"]["attempts"], 1, "the link stays: {status}");
+    let log = gateway.log();
+    assert_eq!(log.matches("the system clock is wrong").count(), 1, "{log}");
+
+    // Nor does a session that begins at a wrong time, with a ticket of a right one.
+    clock.jump(20 * YEAR_S);
+    hub.kill();
+    gateway.wait_until("the hub is missed", |status| status["uplink"]["state"] != "connected");
+    hub.start();
+    gateway.wait_connected();
+    assert_eq!(gateway.terminate().0.code(), Some(0));
+}
+
+#[test]
+fn records_of_before_a_restart_get_their_time_in_the_same_boot_and_are_marked_after_another() {
+    const TEST: &str = "time::records_of_before_a_restart_get_their_time_in_the_same_boot_and_are_\
+                        marked_after_another";
+    if !is_inside(TEST) {
+        return;
+    }
+    crate::field::namespace::ip("link set lo up");
+    let boot = |field: &Field, n: u8| {
+        let id = format!("9e0cf64f-09ba-4279-9551-790d5a33e3a{n}\n");
+        instead(field, Path::new(BOOT_ID), &id);
+    };
+    let field = Field::new();
+    boot(&field, 1);
+    let mut hub = hub(&field);
+    let clock = WrongClock::ahead(&field, 10 - unix_s());
+    let mut gateway = gateway(&field, &Setup::new(&field, &hub), &clock);
+    gateway.start();
+    publish(&gateway, "earlier", 5);
+    gateway.terminate();
+    boot(&field, 2);
+    gateway.start();
+    let before = publish(&gateway, "before", 5);
+    gateway.kill();
+    gateway.start();
+    hub.start();
+    gateway.wait_connected();
+    assert_right_times(&rows_of(&hub, "before", 5), &before);
+    let earlier = rows_of(&hub, "earlier", 5);
+    assert!(earlier.iter().all(is_marked), "{earlier:?}");
+
+    // What the hub confirmed is known to the next start, in this boot and as a bound in another.
+    gateway.terminate();
+    hub.kill();
+    gateway.start();
+    let status = gateway.status().expect("it just answered");
+    assert_eq!(status["clock"]["by"], "hub", "{status}");
+    let after = publish(&gateway, "after", 5);
+    gateway.terminate();
+    boot(&field, 3);
+    gateway.start();
+    let status = gateway.status().expect("it just answered");
+    assert_eq!(status["clock"]["trusted"], false, "{status}");
+    let estimate_s = status["clock"]["unix_ms"].as_i64().unwrap_or_default() / 1000;
+    assert!(estimate_s >= unix_s() - 60, "{status}");
+    hub.start();
+    gateway.wait_connected();
+    assert_right_times(&rows_of(&hub, "after", 5), &after);
+}
