@@ -79,7 +79,7 @@ pub(super) struct Door {
     users_file: Option<PathBuf>,
     anonymous: bool,
     state: Mutex<State>,
-    slow: Semaphore,
+    slow: Arc<Semaphore>,
     /// Of this process alone, for what it remembers.
     key: hmac::Key,
     hasher: RandomState,
@@ -120,7 +120,7 @@ impl Door {
                 log_is_full_until: Instant::now(),
                 unlogged: 0,
             }),
-            slow: Semaphore::new(1),
+            slow: Arc::new(Semaphore::new(1)),
             key: key.expect("the kernel gives random numbers once it has booted"),
             hasher: RandomState::new(),
         })
@@ -234,9 +234,14 @@ impl Door {
         // Who fails must not tell by the time it takes whether there is such a name.
         let slow = user.map(|user| &user.digest).filter(|digest| digest.is_slow());
         let digest = slow.cloned().unwrap_or_else(PasswordDigest::decoy);
-        let _turn = self.slow.acquire().await.expect("it is never closed");
+        let turn = Arc::clone(&self.slow).acquire_owned().await.expect("it is never closed");
         let (password, looked_at) = (login.password.clone(), digest.clone());
-        let fits = spawn_blocking(move || looked_at.fits(&password)).await;
+        let fits = spawn_blocking(move || {
+            // Held to its end, also when nobody waits for it any more.
+            let _turn = turn;
+            looked_at.fits(&password)
+        })
+        .await;
         if !fits.expect("checking a password does not panic") || slow.is_none() {
             return None;
         }
