@@ -158,11 +158,19 @@ fn explain_uplink(uplink: &Uplink) -> Vec<String> {
         Mode::Plain => "any WebSocket server (at least once)",
         Mode::Auto => "a hub if it answers as one, else as a plain WebSocket server",
     };
-    let by = match (&uplink.client_cert, &uplink.token_file) {
-        (Some(_), Some(_)) => "a client certificate and a token",
-        (Some(_), None) => "a client certificate",
-        (None, Some(_)) => "a token",
-        (None, None) => "nothing: the server must not ask who it is",
+    let certificate = uplink.client_cert.as_ref().map(|_| "a client certificate".to_owned());
+    let token = match (&uplink.token_file, &uplink.jwt) {
+        (_, Some(jwt)) => Some(format!(
+            "a token that it signs for each connection, good for {}",
+            show_duration(jwt.lifetime)
+        )),
+        (Some(_), None) => Some("a token".into()),
+        (None, None) => None,
+    };
+    let by = match (certificate, token) {
+        (Some(certificate), Some(token)) => format!("{certificate} and {token}"),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => "nothing: the server must not ask who it is".into(),
     };
     let mut lines = vec![
         format!("Records go to {}, taken for {mode}.", explain_hubs(uplink)),
@@ -228,16 +236,16 @@ fn explain_commands(commands: &Commands) -> Vec<String> {
 
 /// A file that a connection depends on.
 #[derive(Debug)]
-struct CredentialFile {
-    key: &'static str,
-    path: PathBuf,
+pub(super) struct CredentialFile {
+    pub(super) key: &'static str,
+    pub(super) path: PathBuf,
     /// A key, a token or a password: nobody else may read it.
     secret: bool,
 }
 
 /// What a look at it showed.
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
+pub(super) enum Finding {
     Readable,
     /// This user may not read it; the gateway's may.
     NotForThisUser,
@@ -245,7 +253,7 @@ enum Finding {
     Unusable(String),
 }
 
-fn credential_files(config: &Config) -> Vec<CredentialFile> {
+pub(super) fn credential_files(config: &Config) -> Vec<CredentialFile> {
     let mut files = Vec::new();
     let mut add = |key, path: Option<&PathBuf>, secret| {
         files.extend(path.map(|path| CredentialFile { key, path: path.clone(), secret }));
@@ -256,6 +264,7 @@ fn credential_files(config: &Config) -> Vec<CredentialFile> {
         add("uplink.client_cert_file", pair.map(|pair| &pair.0), false);
         add("uplink.client_key_file", pair.map(|pair| &pair.1), true);
         add("uplink.token_file", uplink.token_file.as_ref(), true);
+        add("uplink.jwt.key_file", uplink.jwt.as_ref().map(|jwt| &jwt.key_file), true);
         let proxy = uplink.hubs.iter().find_map(|hub| hub.proxy.as_ref());
         if let Some(ProxyLogin::File { password_file, .. }) =
             proxy.and_then(|proxy| proxy.login.as_ref())
@@ -280,7 +289,7 @@ fn credential_files(config: &Config) -> Vec<CredentialFile> {
     files
 }
 
-fn look_at(file: &CredentialFile) -> Finding {
+pub(super) fn look_at(file: &CredentialFile) -> Finding {
     let metadata = match std::fs::metadata(&file.path) {
         Ok(metadata) => metadata,
         Err(error) => return unreadable(&error),

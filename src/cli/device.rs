@@ -138,10 +138,7 @@ fn add(file: &Path, name: &str, password_file: Option<&Path>, role: AsRole) -> a
 /// A password that somebody chose: never from the command line, where everybody can see it.
 fn chosen(from: &Path) -> anyhow::Result<Zeroizing<String>> {
     if from != Path::new("-") {
-        return check_chosen(
-            Zeroizing::new(identity::password(from)?),
-            &from.display().to_string(),
-        );
+        return check_chosen(identity::password(from)?, &from.display().to_string());
     }
     let mut text = Zeroizing::new(String::with_capacity(2 * MAX_PASSWORD_BYTES));
     let mut stdin = std::io::stdin().take(2 * MAX_PASSWORD_BYTES as u64);

@@ -9,7 +9,7 @@ use super::{
     listener::listener,
     raw::Raw,
     reader::{Places, Reader},
-    uplink::uplink,
+    uplink::{jwt, uplink},
     values::{broker_url, is_loopback},
 };
 use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
@@ -28,7 +28,17 @@ const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec<Fault>) -> Config {
     let mut notes = Vec::new();
     let gateway = gateway(&mut Reader::of(raw, "gateway", places, faults), places);
-    let uplink = uplink(&mut Reader::of(raw, "uplink", places, faults), places);
+    let mut uplink = uplink(&mut Reader::of(raw, "uplink", places, faults), places);
+    if !raw.all("uplink.jwt").is_empty() {
+        let jwt = jwt(&mut Reader::of(raw, "uplink.jwt", places, faults), &gateway.state_dir);
+        if let Some(uplink) = &mut uplink {
+            uplink.jwt = Some(jwt);
+            if uplink.token_file.take().is_some() {
+                let note = "uplink.token_file: it is not used, for [uplink.jwt] makes the tokens";
+                notes.push(note.into());
+            }
+        }
+    }
     let spool = spool(&mut Reader::of(raw, "spool", places, faults), &mut notes);
     let mqtt = match raw.all("mqtt") {
         [] => None,

@@ -136,6 +136,27 @@ fn who_can_be_reached_must_be_told_apart() {
 }
 
 #[test]
+fn tokens_are_signed_with_the_identitys_key_where_no_other_is_named() {
+    let start = "[gateway]\nstate_dir = '/state'\n[listener]\n[uplink]\nurl = 'wss://hub'\n";
+    let jwt = |text: &str, env: &[(&str, &str)]| {
+        let config = load_with(&format!("{start}{text}"), env).unwrap();
+        config.uplink.unwrap().jwt
+    };
+    assert_eq!(jwt("", &[]), None);
+    let default = jwt("[uplink.jwt]", &[]).unwrap();
+    assert_eq!(default.key_file, Path::new("/state/identity/gateway.key"));
+    assert_eq!((default.audience, default.lifetime.as_secs()), (None, 600));
+    let env =
+        [("FIELDGATE_UPLINK__JWT__AUDIENCE", "hub"), ("FIELDGATE_UPLINK__JWT__LIFETIME", "1h")];
+    let set = jwt("jwt = { kid = '7' }", &env).unwrap();
+    assert_eq!((set.audience.as_deref(), set.lifetime.as_secs()), (Some("hub"), 3600));
+    assert_eq!((set.kid.as_deref(), set.issuer), (Some("7"), None));
+    let config = load_with(&format!("{start}token_file = 't'\n[uplink.jwt]"), &[]).unwrap();
+    assert!(config.notes[0].starts_with("uplink.token_file: "), "{:?}", config.notes);
+    assert_eq!(config.uplink.unwrap().token_file, None);
+}
+
+#[test]
 fn the_environment_sets_any_key() {
     let config = load_with(
         "[uplink]\nurl = 'wss://from-the-file'\n[[telemetry]]\ntopic = 'a'",

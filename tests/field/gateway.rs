@@ -29,6 +29,8 @@ pub struct Setup {
     pub broker: Option<u16>,
     /// `commands.allow`.
     pub allow: &'static str,
+    /// `uplink.backoff_min` and `backoff_max`.
+    pub backoff: (&'static str, &'static str),
 }
 
 impl Setup {
@@ -52,6 +54,7 @@ impl Setup {
             listener_keys: String::new(),
             broker: None,
             allow: "[\"*/*\"]",
+            backoff: ("200ms", "2s"),
         }
     }
 
@@ -63,7 +66,8 @@ impl Setup {
     pub fn to_toml(&self) -> String {
         let mut text = format!("[gateway]\nid = \"{}\"\nstate_dir = \"state\"\n", self.id);
         if !self.uplink.is_empty() {
-            let backoff = "backoff_min = \"200ms\"\nbackoff_max = \"2s\"";
+            let (least, most) = self.backoff;
+            let backoff = format!("backoff_min = \"{least}\"\nbackoff_max = \"{most}\"");
             text += &format!("\n[uplink]\n{}\n{backoff}\n", self.uplink);
         }
         text += &format!("\n[spool]\n{}\n", self.spool);

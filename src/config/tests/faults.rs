@@ -147,8 +147,13 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "uplink.jwt",
             "key = 'k'",
-            "uplink.jwt: signing tokens is not available in this version; remove it; use \
-             token_file or a client certificate",
+            "uplink.jwt.key: there is no such key; did you mean `key_file`?",
+        ),
+        (
+            "uplink.jwt",
+            "lifetime = '25h'\naudience = ''",
+            "uplink.jwt.lifetime: \"25h\" is out of bounds; write 1m to 24h\n3: \
+             uplink.jwt.audience: write 1 to 256 bytes of text",
         ),
         (
             "spool",
@@ -414,8 +419,8 @@ fn a_fault_in_the_environment_names_the_variable() {
         (
             "FIELDGATE_UPLINK__JWT__KEY",
             "a",
-            "FIELDGATE_UPLINK__JWT__KEY: uplink.jwt.key: signing tokens is not available in this \
-             version; remove it; use token_file or a client certificate",
+            "FIELDGATE_UPLINK__JWT__KEY: uplink.jwt.key: there is no such key; did you mean \
+             `key_file`?",
         ),
     ] {
         assert_eq!(faults("[listener]", &[(name, value)]), says, "{name}={value}");
