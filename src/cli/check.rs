@@ -98,18 +98,31 @@ fn explain_mqtt(mqtt: &Mqtt) -> String {
 
 fn explain_listener(listener: &Listener) -> Vec<String> {
     let mut lines = Vec::new();
+    let proofs = |ca: Option<&PathBuf>| {
+        let by_certificate = ca.map(|file| format!("a certificate of {}", file.display()));
+        let by_password = (listener.users_file.as_ref())
+            .map(|file| format!("a name and password of {}", file.display()));
+        let proofs: Vec<String> = by_certificate.into_iter().chain(by_password).collect();
+        match (proofs.is_empty(), listener.anonymous) {
+            (true, true) => " and need not say who they are".into(),
+            (true, false) => String::new(),
+            (false, true) => format!(" and may show {}", proofs.join(" or ")),
+            (false, false) => format!(" and must show {}", proofs.join(" or ")),
+        }
+    };
     if let Some(bind) = listener.bind {
-        lines.push(format!("Devices on this machine connect to it by MQTT on {bind}."));
+        let from = if bind.ip().is_loopback() { " on this machine" } else { "" };
+        let proofs = proofs(None);
+        lines.push(format!("Devices{from} connect to it by MQTT on {bind}{proofs}."));
     }
     if let Some(tls) = &listener.tls {
-        lines.push(format!(
-            "Devices connect to it by MQTT over TLS on {} and must show a certificate of {}.",
-            tls.bind,
-            tls.client_ca_file.display()
-        ));
+        let (bind, proofs) = (tls.bind, proofs(tls.client_ca_file.as_ref()));
+        lines.push(format!("Devices connect to it by MQTT over TLS on {bind}{proofs}."));
     }
+    let rate = listener.max_publish_rate;
+    let rate = rate.map(|rate| format!(" and {rate} publishes a second")).unwrap_or_default();
     lines.push(format!(
-        "At most {} devices at once, each with up to {} publishes unacknowledged.",
+        "At most {} devices at once, each with up to {} publishes unacknowledged{rate}.",
         listener.max_clients, listener.max_inflight
     ));
     lines
@@ -269,8 +282,10 @@ pub(super) fn credential_files(config: &Config) -> Vec<CredentialFile> {
     if let Some(tls) = config.listener.as_ref().and_then(|listener| listener.tls.as_ref()) {
         add("listener.cert_file", Some(&tls.cert_file), false);
         add("listener.key_file", Some(&tls.key_file), true);
-        add("listener.client_ca_file", Some(&tls.client_ca_file), false);
+        add("listener.client_ca_file", tls.client_ca_file.as_ref(), false);
     }
+    let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
+    add("listener.users_file", users_file, true);
     files
 }
 

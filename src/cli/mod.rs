@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod device;
 mod dialer;
 mod disk;
 mod doctor;
@@ -98,6 +99,9 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Which devices may connect to the listener by name and password
+    #[command(subcommand)]
+    Device(device::Command),
     /// Try each thing that the gateway needs, and say what mends it: clock, DNS, TLS, disk, broker
     Doctor {
         #[command(flatten)]
@@ -181,6 +185,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reload { file, wait } => {
             with_config(&file.config, |config| reload::reload(config, wait))
         }
+        Command::Device(command) => device::device(command),
         Command::Doctor { file, json } => doctor::doctor(&file.config, json),
         Command::Enroll(arguments) => enroll::enroll(&arguments),
         Command::Identity(command) => identity::identity(&command),

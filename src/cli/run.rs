@@ -18,9 +18,9 @@ use super::{
     reload::Reload,
 };
 use crate::{
-    config::{Config, ConfigError, Durability},
+    config::{Config, ConfigError, Durability, Listener},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, Clock, FollowedTls, TokenSource},
+    identity::{self, ClientCertificates, Clock, FollowedTls, IdentityError, TokenSource},
     link,
     ops::control,
     protocol::{Epoch, StreamName},
@@ -109,10 +109,13 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
         })
         .transpose()
         .context("mqtt")?;
-    let listener_tls = (config.listener.as_ref().and_then(|listener| listener.tls.as_ref()))
-        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file, clock))
+    let listener_tls = (config.listener.as_ref())
+        .and_then(|listener| listener_tls(listener, clock))
         .transpose()
         .context("listener")?;
+    let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
+    let users = users_file.map(|file| identity::Users::from_file(file)).transpose();
+    users.context("listener.users_file")?;
     let id = match &config.gateway.id {
         Some(id) => id.clone(),
         None => identity::gateway_id(client_cert.map(|(cert, _)| &**cert)).context("gateway.id")?,
@@ -124,6 +127,19 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
         tokens.token(clock.now().0.unix_ms).context("uplink: the token")?;
     }
     Ok(Parts { id, uplink_tls, tokens, mqtt_tls, listener_tls })
+}
+
+fn listener_tls(
+    listener: &Listener,
+    clock: &Arc<Clock>,
+) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
+    let tls = listener.tls.as_ref()?;
+    let clients = match &tls.client_ca_file {
+        None => ClientCertificates::Unasked,
+        Some(file) if listener.needs_certificate() => ClientCertificates::Required(file),
+        Some(file) => ClientCertificates::Optional(file),
+    };
+    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients, clock))
 }
 
 async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
@@ -167,8 +183,8 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     let mut sources = Vec::new();
     if let Some(listener) = &config.listener {
         let sink = sink(sources.len());
-        let running =
-            listener::start(listener, interests.clone(), parts.listener_tls, sink).await?;
+        let topics = listener::Topics::new(interests.clone(), &config, &parts.id);
+        let running = listener::start(listener, topics, parts.listener_tls, sink).await?;
         sources.push(Source { name: "listener", requests: running.requests, task: running.task });
     }
     if let Some(mqtt) = &config.mqtt {

@@ -8,6 +8,7 @@
 mod checked;
 mod environment;
 mod error;
+mod listener;
 mod nearest;
 mod proxy;
 mod raw;
@@ -351,12 +352,18 @@ pub struct Mqtt {
 /// `[listener]`
 #[derive(Debug, Clone)]
 pub struct Listener {
-    /// Plain MQTT, on a loopback address only.
+    /// Plain MQTT.
     pub bind: Option<SocketAddr>,
     /// MQTT over TLS.
     pub tls: Option<ListenerTls>,
+    /// Who may connect by name and password.
+    pub users_file: Option<PathBuf>,
+    /// Whether the file says that who does not say who it is may connect everywhere.
+    pub anonymous: bool,
     /// The most clients at once.
     pub max_clients: usize,
+    /// Publishes of one client in a second.
+    pub max_publish_rate: Option<u16>,
     /// Publishes of one client that may wait for their PUBACK.
     pub max_inflight: usize,
 }
@@ -370,8 +377,21 @@ pub struct ListenerTls {
     pub cert_file: PathBuf,
     /// Its key.
     pub key_file: PathBuf,
-    /// Whose certificates devices must show.
-    pub client_ca_file: PathBuf,
+    /// Whose certificates devices may show.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Whether a client may connect that does not say who it is: where there are no users, on a
+    /// loopback address only.
+    pub fn takes_anonymous(&self) -> bool {
+        self.anonymous || self.users_file.is_none()
+    }
+
+    /// Whether a client of `tls_bind` must show a certificate, for want of another way in.
+    pub fn needs_certificate(&self) -> bool {
+        self.users_file.is_none() && !self.anonymous
+    }
 }
 
 /// `[[telemetry]]`

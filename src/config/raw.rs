@@ -127,7 +127,11 @@ pub(super) const TABLES: [Table; 8] = [
             key("cert_file", r#""listener.pem""#),
             key("key_file", r#""listener.key""#),
             key("client_ca_file", r#""devices-ca.pem""#),
+            key("users_file", r#""devices""#),
+            key("allow_anonymous", "false"),
+            key("allow_cleartext_passwords", "false"),
             key("max_clients", "100"),
+            key("max_publish_rate", "100"),
             key("max_inflight", "100"),
         ],
     },
@@ -154,10 +158,8 @@ pub(super) const TABLES: [Table; 8] = [
 /// What the contract has and this version has not, and what to do instead. Refused rather than
 /// ignored: a gateway that only seems to do as it is told is worse than one that says that it
 /// can't.
-const NOT_AVAILABLE: [(&str, &str, &str); 2] = [
-    ("listener.users_file", "a file of users", "remove it; use tls_bind with client_ca_file"),
-    ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
-];
+const NOT_AVAILABLE: [(&str, &str, &str); 1] =
+    [("socket", "a socket for programs", "remove it; they can publish to the [listener]")];
 
 /// The fault and remedy of something that is in the contract but not in this version; `at` is a
 /// dotted key.

@@ -16,6 +16,9 @@ use super::IdentityError;
 /// is refused.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// The fault of a file that is not there.
+pub(super) const NO_SUCH_FILE: &str = "there is no such file";
+
 /// Every certificate of a PEM file, at least one.
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let pem = read(file, None)?;
@@ -130,7 +133,7 @@ fn check_guarded(
 fn unreadable(file: &Path, error: &io::Error) -> IdentityError {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            IdentityError::new(file, "there is no such file", "create it, or correct the path")
+            IdentityError::new(file, NO_SUCH_FILE, "create it, or correct the path")
         }
         io::ErrorKind::PermissionDenied => IdentityError::new(
             file,

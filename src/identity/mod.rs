@@ -19,9 +19,11 @@ mod key;
 mod name;
 mod pair;
 mod password;
+mod password_digest;
 mod store;
 mod token;
 mod trust;
+mod users;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -37,9 +39,11 @@ pub use self::{
     name::{boot_id, gateway_id},
     pair::{Pair, certificate_pem, certificates},
     password::password,
+    password_digest::{MIN_PASSWORD_BYTES, PasswordDigest, generate},
     store::{Contents, Staged, Store},
     token::{Token, TokenSource},
-    trust::{client_tls, explain, server_tls},
+    trust::{ClientCertificates, client_tls, explain, server_tls},
+    users::{Role, User, Users, change_users, is_user_name, table},
 };
 
 /// Why a credential can't be used: the file, the fault and the remedy.

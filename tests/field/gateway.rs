@@ -24,6 +24,8 @@ pub struct Setup {
     /// The members of `[spool]`.
     pub spool: String,
     pub listener: Option<u16>,
+    /// More members of `[listener]`.
+    pub listener_keys: String,
     pub broker: Option<u16>,
     /// `commands.allow`.
     pub allow: &'static str,
@@ -49,6 +51,7 @@ impl Setup {
             uplink,
             spool: "durability = \"disk\"".into(),
             listener: Some(free_port()),
+            listener_keys: String::new(),
             broker: None,
             allow: "[\"*/*\"]",
             backoff: ("200ms", "2s"),
@@ -69,7 +72,8 @@ impl Setup {
         }
         text += &format!("\n[spool]\n{}\n", self.spool);
         if let Some(port) = self.listener {
-            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n");
+            let keys = &self.listener_keys;
+            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n{keys}\n");
         }
         if let Some(port) = self.broker {
             text += &format!("\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\n");

@@ -21,6 +21,7 @@ mod identity_hub;
 mod interop;
 mod limits_hub;
 mod link;
+mod listener;
 mod mounted;
 mod operation;
 mod power;
