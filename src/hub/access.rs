@@ -1,14 +1,18 @@
 //! Who may ask for what: API tokens and their scopes.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
-use axum::http::{HeaderMap, header};
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
+};
 
 use super::{
+    authenticate::check_rate,
     credential::{bearer, same_digest, token_digest},
     engine::EngineError,
     refusal::Refusal,
-    server::{Hub, blocking},
+    server::{Hub, Peer, blocking, now},
 };
 
 /// What a token allows.
@@ -51,16 +55,61 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Refuses a request whose `Authorization` does not allow `scope`.
-pub(super) async fn require(
+/// Who asks: an address and, if it gave one, a token.
+#[derive(Debug)]
+pub(super) struct Caller {
+    address: IpAddr,
+    token: Option<String>,
+}
+
+impl Caller {
+    /// Who sent a request.
+    pub(super) fn of(peer: &Peer, headers: &HeaderMap) -> Self {
+        let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        Self { address: peer.address, token: header.and_then(bearer).map(str::to_owned) }
+    }
+
+    /// The same with the token that a browser offered, where there is none in the header.
+    pub(super) fn or_token(self, offered: impl FnOnce() -> Option<String>) -> Self {
+        Self { token: self.token.or_else(offered), ..self }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let peer = parts.extensions.get::<Peer>().ok_or_else(Refusal::unauthorized)?;
+        Ok(Self::of(peer, &parts.headers))
+    }
+}
+
+/// Refuses a caller whose token does not allow `scope`.
+pub(super) async fn require(hub: &Arc<Hub>, caller: &Caller, scope: Scope) -> Result<(), Refusal> {
+    admit(hub, caller, scope).await.map(drop)
+}
+
+/// The token of a caller whom it allows `scope`, and all that it allows.
+///
+/// An address that had too many tokens refused is sent away before any look-up.
+pub(super) async fn admit(
     hub: &Arc<Hub>,
-    headers: &HeaderMap,
+    caller: &Caller,
     scope: Scope,
-) -> Result<(), Refusal> {
-    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = header.and_then(bearer).ok_or_else(Refusal::unauthorized)?;
-    let scopes = scopes(hub, token).await?.ok_or_else(Refusal::unauthorized)?;
-    if scopes.contains(&scope) { Ok(()) } else { Err(Refusal::forbidden(scope.as_str())) }
+) -> Result<(String, Vec<Scope>), Refusal> {
+    let token = caller.token.as_deref().ok_or_else(Refusal::unauthorized)?;
+    check_rate(hub, caller.address)?;
+    let Some(scopes) = scopes(hub, token).await? else {
+        hub.throttle.failed(now().instant, caller.address);
+        let peer = caller.address;
+        tracing::warn!(%peer, "an application was refused: its token is not known, or revoked");
+        return Err(Refusal::unauthorized());
+    };
+    if scopes.contains(&scope) {
+        Ok((token.to_owned(), scopes))
+    } else {
+        Err(Refusal::forbidden(scope.as_str()))
+    }
 }
 
 /// What a token allows; `None`: it is none of ours, or was revoked.

@@ -15,23 +15,25 @@
 //! | `GET /v1/gateways/{id}/commands/{id}` | `commands:read` | 200, with `states` |
 //! | `POST /v1/gateways/{id}/commands/{id}/cancel` | `commands:write` | 200 cancelled, 202 the gateway is asked |
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
-    http::{HeaderMap, Response, StatusCode, header},
+    body::{self, Body, Bytes},
+    extract::{Path, Query, State, rejection::QueryRejection},
+    http::{Response, StatusCode, header},
     response::IntoResponse as _,
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{
-    access::{self, Scope},
+    access::{self, Caller, Scope},
     commands::{self, NewCommand},
     engine::{self, Answer, Request},
+    enrol,
     refusal::Refusal,
     server::{Hub, blocking},
     uplink,
@@ -43,11 +45,15 @@ use crate::command::CommandId;
 /// The largest body.
 const MAX_BODY_BYTES: usize = 256 << 10;
 
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The most things in one answer, and how many without `limit`.
 const MAX_LIMIT: usize = 10_000;
 const DEFAULT_LIMIT: usize = 1000;
 
-type Answered = Result<Response<Body>, Refusal>;
+/// What a handler gives.
+pub(super) type Answered = Result<Response<Body>, Refusal>;
 
 /// Every path of the hub.
 pub(super) fn router(hub: Arc<Hub>) -> Router {
@@ -55,6 +61,9 @@ pub(super) fn router(hub: Arc<Hub>) -> Router {
         .route("/healthz", get(healthz))
         .route("/v1/gateway", get(uplink::upgrade))
         .route("/v1/live", get(watch::upgrade))
+        .route("/v1/enroll", post(enrol::enrol))
+        .route("/v1/enroll/ca", get(enrol::authority))
+        .route("/v1/renew", post(enrol::renew))
         .route("/v1/gateways", get(gateways))
         .route("/v1/gateways/{gateway}", get(gateway))
         .route("/v1/gateways/{gateway}/records", get(records))
@@ -64,7 +73,6 @@ pub(super) fn router(hub: Arc<Hub>) -> Router {
         .route("/v1/gateways/{gateway}/commands/{command}/cancel", post(cancel_command))
         .fallback(async || Refusal::not_found("path"))
         .method_not_allowed_fallback(async || Refusal::method_not_allowed())
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(hub)
 }
 
@@ -98,8 +106,8 @@ async fn healthz(State(hub): State<Arc<Hub>>) -> Answered {
     if *hub.store.up().borrow() { Ok("ok".into_response()) } else { Err(Refusal::unavailable()) }
 }
 
-async fn gateways(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Answered {
-    access::require(&hub, &headers, Scope::GatewaysRead).await?;
+async fn gateways(State(hub): State<Arc<Hub>>, caller: Caller) -> Answered {
+    access::require(&hub, &caller, Scope::GatewaysRead).await?;
     let reader = hub.reader.clone();
     let rows = blocking(move || reader.gateways(None)).await?;
     let views: Vec<Value> =
@@ -107,12 +115,8 @@ async fn gateways(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Answered {
     Ok(json(StatusCode::OK, &json!({"gateways": views})))
 }
 
-async fn gateway(
-    State(hub): State<Arc<Hub>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Answered {
-    access::require(&hub, &headers, Scope::GatewaysRead).await?;
+async fn gateway(State(hub): State<Arc<Hub>>, Path(id): Path<String>, caller: Caller) -> Answered {
+    access::require(&hub, &caller, Scope::GatewaysRead).await?;
     let reader = hub.reader.clone();
     let rows = blocking(move || reader.gateways(Some(&id))).await?;
     let row = rows.first().ok_or_else(|| Refusal::not_found("gateway"))?;
@@ -123,7 +127,7 @@ async fn records(
     State(hub): State<Arc<Hub>>,
     Path(id): Path<String>,
     asked: Asked,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answered {
     #[derive(Serialize)]
     struct View<'a> {
@@ -132,7 +136,7 @@ async fn records(
         more: bool,
         oldest: u64,
     }
-    access::require(&hub, &headers, Scope::RecordsRead).await?;
+    access::require(&hub, &caller, Scope::RecordsRead).await?;
     let window = window(asked)?;
     let query = engine::Query {
         after: window.after,
@@ -156,9 +160,9 @@ async fn gaps(
     State(hub): State<Arc<Hub>>,
     Path(id): Path<String>,
     asked: Asked,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answered {
-    access::require(&hub, &headers, Scope::RecordsRead).await?;
+    access::require(&hub, &caller, Scope::RecordsRead).await?;
     let limit = window(asked)?.limit();
     let reader = hub.reader.clone();
     let gaps = blocking(move || {
@@ -173,23 +177,31 @@ async fn gaps(
 async fn create_command(
     State(hub): State<Arc<Hub>>,
     Path(gateway): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
+    caller: Caller,
+    body: Body,
 ) -> Answered {
-    access::require(&hub, &headers, Scope::CommandsWrite).await?;
+    access::require(&hub, &caller, Scope::CommandsWrite).await?;
+    let body = read_body(body, MAX_BODY_BYTES).await?;
     let new: NewCommand = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
     let id = commands::create(&hub, gateway, new).await?;
     Ok(json(StatusCode::ACCEPTED, &json!({"id": id})))
 }
 
+/// Reads a body: only of those who may send one, and only for so long.
+pub(super) async fn read_body(body: Body, max_bytes: usize) -> Result<Bytes, Refusal> {
+    let read = timeout(BODY_TIMEOUT, body::to_bytes(body, max_bytes)).await;
+    let read = read.map_err(|_| Refusal::too_slow())?;
+    read.map_err(|_| Refusal::too_large(format!("the body has at most {max_bytes} bytes")))
+}
+
 async fn list_commands(
     State(hub): State<Arc<Hub>>,
     Path(id): Path<String>,
     asked: Asked,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answered {
-    access::require(&hub, &headers, Scope::CommandsRead).await?;
+    access::require(&hub, &caller, Scope::CommandsRead).await?;
     let limit = window(asked)?.limit();
     let reader = hub.reader.clone();
     let rows = blocking(move || {
@@ -204,9 +216,9 @@ async fn list_commands(
 async fn command(
     State(hub): State<Arc<Hub>>,
     Path((gateway, id)): Path<(String, String)>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answered {
-    access::require(&hub, &headers, Scope::CommandsRead).await?;
+    access::require(&hub, &caller, Scope::CommandsRead).await?;
     let reader = hub.reader.clone();
     let found = blocking(move || reader.command(&gateway, &id)).await?;
     let (row, states) = found.ok_or_else(|| Refusal::not_found("command"))?;
@@ -216,9 +228,9 @@ async fn command(
 async fn cancel_command(
     State(hub): State<Arc<Hub>>,
     Path((gateway, id)): Path<(String, String)>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Answered {
-    access::require(&hub, &headers, Scope::CommandsWrite).await?;
+    access::require(&hub, &caller, Scope::CommandsWrite).await?;
     let id = CommandId::try_from(id).map_err(|_| Refusal::not_found("command"))?;
     let request = Request::CancelCommand { gateway: gateway.clone(), id: id.clone() };
     match hub.store.ask(request).await? {
@@ -237,7 +249,7 @@ async fn cancel_command(
     }
 }
 
-fn json(status: StatusCode, view: &impl Serialize) -> Response<Body> {
+pub(super) fn json(status: StatusCode, view: &impl Serialize) -> Response<Body> {
     let body = serde_json::to_string(view).expect("a view has string keys only");
     Response::builder()
         .status(status)

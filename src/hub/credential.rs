@@ -1,4 +1,4 @@
-//! Credentials: tokens, their digests, and the names in a client certificate.
+//! Credentials: tokens, codes, their digests, and what a client certificate says.
 //!
 //! A token is 32 random bytes; the store knows its SHA-256 alone. The look-up by digest is not
 //! constant in time, and need not be: what leaks is about the digest of a guess, which says nothing
@@ -13,8 +13,8 @@ use x509_parser::{extensions::GeneralName, prelude::*};
 
 use crate::{command::CommandId, protocol::SUBPROTOCOL_BEARER_PREFIX};
 
-/// The longest token that is looked at, in bytes.
-const MAX_TOKEN_BYTES: usize = 1024;
+/// The longest of our own tokens that is looked at, in bytes.
+const MAX_TOKEN_BYTES: usize = 256;
 
 /// The longest gateway id, in bytes.
 const MAX_GATEWAY_BYTES: usize = 64;
@@ -77,12 +77,20 @@ pub fn bearer_subprotocol(offered: &str) -> Option<String> {
     String::from_utf8(BASE64URL.decode(coded.trim_end_matches('=')).ok()?).ok()
 }
 
-/// The names that a client certificate gives its holder: the common name, then the DNS names and
-/// URIs.
-///
-/// The chain was verified by TLS. A certificate that can't be read names nobody.
-pub fn certificate_names(der: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+/// What a client certificate says of its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The names that can be a gateway's: the common name, then the DNS names and URIs.
+    pub names: Vec<String>,
+    /// Its serial number, as it stands there.
+    pub serial: Vec<u8>,
+    /// When it ends, Unix milliseconds.
+    pub not_after_ms: u64,
+}
+
+/// Reads a certificate whose chain was verified by TLS; `None`: it can't be read.
+pub fn read_certificate(der: &[u8]) -> Option<ClientCertificate> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let common_names = certificate.subject().iter_common_name();
     let mut names: Vec<String> =
         common_names.filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
@@ -95,10 +103,57 @@ pub fn certificate_names(der: &[u8]) -> Vec<String> {
         }
     }
     names.retain(|name| is_gateway_id(name));
-    names
+    let not_after_s = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    let serial = certificate.raw_serial().to_vec();
+    Some(ClientCertificate { names, serial, not_after_ms: not_after_s.saturating_mul(1000) })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
+/// Crockford's base32: no I, L, O and U, so that nobody reads a 1 or 0 for them, or a word.
+const BASE32: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// How many symbols a code has: 60 bits.
+const CODE_SYMBOLS: usize = 12;
+
+/// Bytes in Crockford's base32, most significant bit first; the last symbol is filled with zeros.
+pub fn base32(bytes: &[u8]) -> String {
+    let bit = |at: usize| bytes.get(at / 8).map_or(0, |byte| usize::from(byte >> (7 - at % 8)) & 1);
+    let symbol = |first: usize| (first..first + 5).fold(0, |value, at| value << 1 | bit(at));
+    (0..bytes.len() * 8).step_by(5).map(|first| char::from(BASE32[symbol(first)])).collect()
+}
+
+/// Makes a fresh code to enrol with: `XXXX-XXXX-XXXX`.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn new_code() -> Result<String, NoRandomness> {
+    let symbols = base32(&random::<8>()?);
+    Ok([&symbols[..4], &symbols[4..8], &symbols[8..CODE_SYMBOLS]].join("-"))
+}
+
+/// The SHA-256 of a code, however a person wrote it; `None` for what can't be one.
+pub fn code_digest(code: &str) -> Option<Vec<u8>> {
+    let mut symbols = String::new();
+    for c in code.chars().filter(|c| !matches!(c, '-' | ' ')) {
+        let symbol = match c.to_ascii_uppercase() {
+            'O' => '0',
+            'I' | 'L' => '1',
+            c if c.is_ascii() && BASE32.contains(&(c as u8)) => c,
+            _ => return None,
+        };
+        symbols.push(symbol);
+        if symbols.len() > CODE_SYMBOLS {
+            return None;
+        }
+    }
+    let sha256 = || digest::digest(&digest::SHA256, symbols.as_bytes()).as_ref().to_vec();
+    (symbols.len() == CODE_SYMBOLS).then(sha256)
+}
+
+/// Fresh random bytes of the system.
+///
+/// # Errors
+/// [`NoRandomness`].
+pub fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandomness)?;
     Ok(bytes)
@@ -142,7 +197,30 @@ mod tests {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, "gw-1");
         let certificate = params.self_signed(&key).unwrap();
-        assert_eq!(certificate_names(certificate.der()), ["gw-1", "gw-2.example"]);
-        assert!(certificate_names(b"nonsense").is_empty());
+        let read = read_certificate(certificate.der()).unwrap();
+        assert_eq!(read.names, ["gw-1", "gw-2.example"]);
+        assert_eq!(read_certificate(b"nonsense"), None);
+    }
+
+    #[test]
+    fn base32_is_crockfords() {
+        assert_eq!(base32(b""), "");
+        assert_eq!(base32(&[0xff]), "ZW");
+        assert_eq!(base32(b"hello"), "D1JPRV3F");
+        assert_eq!(base32(&[0; 16]).len(), 26);
+    }
+
+    #[test]
+    fn a_code_is_the_same_however_it_is_written() {
+        let code = new_code().unwrap();
+        assert_eq!(code.len(), 14);
+        let digest = code_digest(&code);
+        assert!(digest.is_some());
+        assert_eq!(code_digest(&code.to_lowercase().replace('-', "")), digest);
+        assert_eq!(code_digest("o1IL-0000-00o0"), code_digest("0111-0000-0000"));
+        assert_ne!(code_digest(&new_code().unwrap()), digest);
+        for bad in ["", "0000-0000-000", "0000-0000-0000-0", "0000-0000-000U", "0000-0000-000é"] {
+            assert_eq!(code_digest(bad), None, "{bad}");
+        }
     }
 }

@@ -16,8 +16,6 @@ pub(super) enum Order {
     Stay,
     /// A newer session of the gateway took over.
     TakenOver,
-    /// The gateway was revoked.
-    Revoked,
 }
 
 /// What a session listens to.
@@ -73,13 +71,6 @@ impl Presence {
     pub(super) fn wake(&self, gateway: &str) {
         if let Some(entry) = self.sessions().get(gateway) {
             entry.commands.notify_one();
-        }
-    }
-
-    /// The gateway may no longer stay.
-    pub(super) fn revoke(&self, gateway: &str) {
-        if let Some(entry) = self.sessions().get(gateway) {
-            entry.order.send_replace(Order::Revoked);
         }
     }
 

@@ -10,8 +10,13 @@
 //! | 409 | `conflict` | the command is final already; the message names its state |
 //! | 413 | `too_large` | the body, or the command |
 //! | 426 | `upgrade_required` | a WebSocket path without handshake, or without one of its subprotocols |
+//! | 403 | `enrolment_refused` | the code or the request is not good; never which |
+//! | 408 | `too_slow` | the body did not come in time |
 //! | 429 | `too_many` | the gateway has as many open commands as are kept |
+//! | 429 | `too_often` | too many attempts; `Retry-After` says when to come again |
 //! | 503 | `unavailable` | the store is down; `Retry-After` says when to come again |
+
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -28,11 +33,12 @@ pub(super) struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
+    retry_after_s: Option<u64>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), retry_after_s: None }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -72,9 +78,26 @@ impl Refusal {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
     }
 
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not come in time")
+    }
+
+    pub(super) fn too_often(wait: Duration) -> Self {
+        let message = "too many attempts; come again later";
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_often", message);
+        // The next whole second, so that whoever keeps to it is not refused again.
+        Self { retry_after_s: Some(wait.as_secs() + 1), ..refusal }
+    }
+
+    pub(super) fn enrolment_refused() -> Self {
+        let message = "the code or the request is not good; ask the hub's operator for a new code";
+        Self::new(StatusCode::FORBIDDEN, "enrolment_refused", message)
+    }
+
     pub(super) fn unavailable() -> Self {
         let message = "the store can't be reached now; try again";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
+        Self { retry_after_s: Some(5), ..refusal }
     }
 
     /// The code and the message, for those who answer over a WebSocket.
@@ -98,10 +121,12 @@ impl IntoResponse for Refusal {
             .header(header::CONTENT_TYPE, "application/json");
         response = match self.status {
             StatusCode::UNAUTHORIZED => response.header(header::WWW_AUTHENTICATE, "Bearer"),
-            StatusCode::SERVICE_UNAVAILABLE => response.header(header::RETRY_AFTER, "5"),
             StatusCode::UPGRADE_REQUIRED => response.header(header::UPGRADE, "websocket"),
             _ => response,
         };
+        if let Some(seconds) = self.retry_after_s {
+            response = response.header(header::RETRY_AFTER, seconds);
+        }
         response.body(Body::from(body)).expect("every header is a valid one")
     }
 }

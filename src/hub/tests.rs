@@ -22,10 +22,10 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    ca::{self, DemoCa},
     config::Config,
     credential::{new_token, token_digest},
-    engine::{NewToken, Registry},
+    demo_ca::{self, DemoCa},
+    engine::{Admission, NewToken, Registry},
     server::Server,
 };
 use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON};
@@ -49,11 +49,12 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let hosts = ["localhost".to_owned()];
         let clients = ["gw-cert".to_owned(), "gw-unknown".to_owned()];
-        ca::make(&DemoCa { dir: dir.path(), hosts: &hosts, clients: &clients }).unwrap();
-        let registry = Registry::open(&dir.path().join("hub.db")).unwrap();
+        demo_ca::make(&DemoCa { dir: dir.path(), hosts: &hosts, clients: &clients }).unwrap();
+        let mut registry = Registry::open(&dir.path().join("hub.db")).unwrap();
         let (gateway_token, api_token) = (new_token("fgg_").unwrap(), new_token("fga_").unwrap());
-        registry.add_gateway("gw", token_digest(&gateway_token).as_deref(), 1).unwrap();
-        registry.add_gateway("gw-cert", None, 1).unwrap();
+        let sha256 = token_digest(&gateway_token).unwrap();
+        registry.add_gateway("gw", Admission::Token(&sha256), 1).unwrap();
+        registry.add_gateway("gw-cert", Admission::Named, 1).unwrap();
         let scopes = "gateways:read records:read commands:read commands:write live";
         let sha256 = token_digest(&api_token).unwrap();
         let new = NewToken { name: "test".into(), sha256, scopes: scopes.into() };
@@ -300,7 +301,7 @@ async fn the_newest_session_of_a_gateway_wins_and_a_revoked_one_ends() {
     assert_eq!(close_code(&mut first).await, 4009);
     say(&mut second, &data(1, &[json!(1)])).await;
     assert_eq!(hear_kind(&mut second, "ack").await["acked"], 1);
-    let registry = Registry::open(&bench.dir.path().join("hub.db")).unwrap();
+    let mut registry = Registry::open(&bench.dir.path().join("hub.db")).unwrap();
     assert!(registry.revoke_gateway("gw", 1).unwrap());
     assert_eq!(close_code(&mut second).await, 1008);
 }

@@ -1,7 +1,12 @@
 //! The WebSocket opening handshake (RFC 6455, section 4.2), after which hyper hands the connection
 //! over.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use axum::{
     body::Body,
@@ -9,6 +14,7 @@ use axum::{
 };
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{handshake::derive_accept_key, protocol::Role, protocol::WebSocketConfig},
@@ -22,7 +28,51 @@ const READ_BUFFER_BYTES: usize = 4096;
 const MAX_WRITE_BUFFER_BYTES: usize = 4 << 20;
 
 /// A server's side of a WebSocket.
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(super) type Socket = WebSocketStream<Counted>;
+
+/// A connection that counts what it receives: half a frame is a sign of life too.
+pub(super) struct Counted {
+    io: TokioIo<Upgraded>,
+    received: u64,
+}
+
+impl Counted {
+    /// Bytes since the upgrade.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.received += (buf.filled().len() - before) as u64;
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
 
 /// The subprotocols that a request offers, in its order; `None` when it is no WebSocket handshake.
 pub(super) fn offered(request: &Request<Body>) -> Option<Vec<String>> {
@@ -56,7 +106,7 @@ pub(super) fn accept<F: Future<Output = ()> + Send + 'static>(
             .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
             .max_message_size(Some(max_message_bytes))
             .max_frame_size(Some(max_message_bytes));
-        let io = TokioIo::new(upgraded);
+        let io = Counted { io: TokioIo::new(upgraded), received: 0 };
         serve(WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await).await;
     });
     Response::builder()

@@ -21,12 +21,13 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use super::{
-    credential::{bearer, same_digest, token_digest},
+    authenticate::{self, Denied, Identity},
+    credential::bearer,
     engine::{Answer, EngineError, Request as Ask, SessionId},
     presence::{Order, Orders},
     refusal::Refusal,
-    server::{Hub, Peer, blocking, now, stopped},
-    session::{Options, Output, Session},
+    server::{Hub, Peer, now, stopped},
+    session::{Options, Output, Session, Verified},
     upgrade::{self, Socket},
 };
 use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX, close};
@@ -61,73 +62,61 @@ pub(super) async fn upgrade(
         let message = format!("this is the WebSocket of gateways; offer {SUBPROTOCOL_JSON}");
         return Refusal::upgrade_required(message).into_response();
     }
+    // Before the look-up, so that no change after it is missed.
+    let changes = hub.changes();
     let authorization = request.headers().get(header::AUTHORIZATION);
     let token = authorization.and_then(|value| value.to_str().ok()).and_then(bearer);
-    let subject = match subject(&hub, &peer, token).await {
-        Ok(Some(subject)) => subject,
-        Ok(None) => {
-            tracing::warn!(peer = %peer.address, "a gateway was refused: no valid credential");
-            return Refusal::unauthorized().into_response();
-        }
-        Err(error) => return Refusal::from(error).into_response(),
+    let identity = match authenticate::gateway(&hub, &peer, token).await {
+        Ok(identity) => identity,
+        Err(refusal) => return refusal.into_response(),
     };
+    if let Err(wait) = hub.throttle.begin_session(now().instant, &identity.gateway) {
+        let gateway = &identity.gateway;
+        tracing::warn!(%gateway, peer = %peer.address, "the gateway begins too many sessions");
+        return Refusal::too_often(wait).into_response();
+    }
     let frame_bytes = hub.config.limits.frame_bytes;
     upgrade::accept(request, SUBPROTOCOL_JSON, frame_bytes, move |socket| {
-        serve(hub, peer, subject.into(), socket)
+        serve(hub, peer, identity, changes, socket)
     })
 }
 
-/// The gateway that the credential names: a token's, else the first name of the certificate that is
-/// a known gateway.
-async fn subject(
-    hub: &Arc<Hub>,
-    peer: &Peer,
-    token: Option<&str>,
-) -> Result<Option<String>, EngineError> {
-    if let Some(token) = token {
-        return subject_of_token(hub, token).await;
-    }
-    let names = peer.names.clone();
-    let reader = hub.reader.clone();
-    blocking(move || {
-        for name in names.iter() {
-            if reader.gateways(Some(name))?.iter().any(|gateway| !gateway.revoked) {
-                return Ok(Some(name.clone()));
-            }
-        }
-        Ok(None)
-    })
-    .await
-}
-
-async fn subject_of_token(hub: &Arc<Hub>, token: &str) -> Result<Option<String>, EngineError> {
-    let Some(digest) = token_digest(token) else { return Ok(None) };
-    let reader = hub.reader.clone();
-    blocking(move || {
-        let found = reader.gateway_of_token(&digest)?;
-        Ok(found.filter(|(_, stored)| same_digest(stored, &digest)).map(|(gateway, _)| gateway))
-    })
-    .await
-}
-
-async fn serve(hub: Arc<Hub>, peer: Peer, gateway: Arc<str>, socket: Socket) {
-    let id = SessionId { gateway, number: hub.next_session() };
+async fn serve(
+    hub: Arc<Hub>,
+    peer: Peer,
+    identity: Identity,
+    changes: watch::Receiver<u64>,
+    socket: Socket,
+) {
+    let id = SessionId { gateway: identity.gateway.clone(), number: hub.next_session() };
     let options = Options {
         hub: hub.config.name.clone(),
         limits: hub.config.limits,
         window: hub.config.window,
         ping_interval: hub.config.ping_interval,
         ping_timeout: hub.config.ping_timeout,
+        traffic: hub.config.rates.traffic,
+        expiry: identity.expiry,
     };
     let session = Session::new(now(), id.clone(), options);
     let (reply, answers) = mpsc::unbounded_channel();
     tracing::debug!(gateway = %id.gateway, peer = %peer.address, "a gateway's connection is up");
-    let store_up = hub.store.up();
-    let stopping = hub.stopping();
-    let mut driver =
-        Driver { hub, id, session, socket, reply, orders: None, welcomed: false, end: None };
-    driver.run(answers, store_up, stopping).await;
-    driver.finish(&peer).await;
+    let signals = Signals { store_up: hub.store.up(), stopping: hub.stopping(), changes };
+    let mut driver = Driver {
+        hub,
+        id,
+        peer,
+        identity,
+        session,
+        socket,
+        received: 0,
+        reply,
+        orders: None,
+        welcomed: false,
+        end: None,
+    };
+    driver.run(answers, signals).await;
+    driver.finish().await;
 }
 
 /// How a connection ended, for the log.
@@ -142,14 +131,26 @@ enum End {
 struct Driver {
     hub: Arc<Hub>,
     id: SessionId,
+    peer: Peer,
+    identity: Identity,
     session: Session,
     socket: Socket,
+    /// How much of it had come when that was last looked at.
+    received: u64,
     /// Never holds more than the session has asked, which is bounded there.
     reply: mpsc::UnboundedSender<Result<Answer, EngineError>>,
     /// From `hello` on.
     orders: Option<Orders>,
     welcomed: bool,
     end: Option<End>,
+}
+
+/// What concerns every driver.
+struct Signals {
+    store_up: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
+    /// Credentials may have ended.
+    changes: watch::Receiver<u64>,
 }
 
 /// What woke the driver.
@@ -160,36 +161,38 @@ enum Event {
     Order(Order),
     Commands,
     Store,
+    Changes,
     Stopping,
 }
 
 impl Driver {
-    async fn run(
-        &mut self,
-        mut answers: Answers,
-        mut store_up: watch::Receiver<bool>,
-        mut stopping: watch::Receiver<bool>,
-    ) {
+    async fn run(&mut self, mut answers: Answers, mut signals: Signals) {
         loop {
             self.act().await;
             if self.end.is_some() {
                 break;
             }
-            match self.next_event(&mut answers, &mut store_up, &mut stopping).await {
+            match self.next_event(&mut answers, &mut signals).await {
                 Event::Socket(message) => self.hear(message),
                 Event::Answer(answer) => {
                     self.session.handle_answer(now(), answer);
                     while let Ok(answer) = answers.try_recv() {
                         self.session.handle_answer(now(), answer);
                     }
-                    self.session.handle_store(*store_up.borrow());
+                    self.session.handle_store(*signals.store_up.borrow());
                 }
-                Event::Timeout => self.session.handle_timeout(now()),
+                Event::Timeout => {
+                    self.note_received();
+                    self.session.handle_timeout(now());
+                }
                 Event::Order(Order::Stay) => {}
                 Event::Order(Order::TakenOver) => self.session.handle_taken_over(),
-                Event::Order(Order::Revoked) => self.session.handle_revoked(),
                 Event::Commands => self.session.handle_commands_waiting(),
-                Event::Store => self.session.handle_store(*store_up.borrow_and_update()),
+                Event::Store => {
+                    self.session.handle_store(*signals.store_up.borrow_and_update());
+                    self.check_credential().await;
+                }
+                Event::Changes => self.check_credential().await,
                 Event::Stopping => self.session.handle_drain(DRAIN.0, DRAIN.1),
             }
         }
@@ -203,12 +206,7 @@ impl Driver {
         }
     }
 
-    async fn next_event(
-        &mut self,
-        answers: &mut Answers,
-        store_up: &mut watch::Receiver<bool>,
-        stopping: &mut watch::Receiver<bool>,
-    ) -> Event {
+    async fn next_event(&mut self, answers: &mut Answers, signals: &mut Signals) -> Event {
         let deadline = self.session.poll_timeout().map_or_else(Instant::now, Instant::from_std);
         let orders = self.orders.as_mut();
         let is_saturated = self.session.is_saturated();
@@ -216,9 +214,20 @@ impl Driver {
             Some(answer) = answers.recv() => Event::Answer(answer),
             message = self.socket.next(), if !is_saturated => Event::Socket(message),
             event = listen(orders) => event,
-            Ok(()) = store_up.changed() => Event::Store,
-            () = stopped(stopping), if !self.session.is_draining() => Event::Stopping,
+            Ok(()) = signals.store_up.changed() => Event::Store,
+            Ok(()) = signals.changes.changed() => Event::Changes,
+            () = stopped(&mut signals.stopping), if !self.session.is_draining() => Event::Stopping,
             () = sleep_until(deadline) => Event::Timeout,
+        }
+    }
+
+    /// On a slow line a large frame takes longer than any deadline: that some of it came shows that
+    /// the gateway lives.
+    fn note_received(&mut self) {
+        let received = self.socket.get_ref().received();
+        if received != self.received {
+            self.received = received;
+            self.session.handle_frame(now());
         }
     }
 
@@ -255,13 +264,8 @@ impl Driver {
                 }
                 Output::Ask(request) => self.ask(request).await,
                 Output::CheckToken(token) => {
-                    let subject = subject_of_token(&self.hub, &token.0).await;
-                    self.session.handle_token(
-                        subject
-                            .as_ref()
-                            .map(Option::as_deref)
-                            .map_err(|error| EngineError(error.0.clone())),
-                    );
+                    let found = self.verify(&token.0).await;
+                    self.session.handle_token(now(), found);
                 }
                 Output::Stored(stored) => self.hub.live.show_stored(&self.id.gateway, &stored),
                 Output::Statuses(statuses) => self.hub.live.show_statuses(&statuses),
@@ -276,6 +280,41 @@ impl Driver {
         if wrote && self.end.is_none() {
             let flushed = timeout(WRITE_TIMEOUT, self.socket.flush()).await;
             self.note_write(flushed);
+        }
+    }
+
+    /// A store that is down says nothing about the credential; it is asked again when it is up.
+    async fn check_credential(&mut self) {
+        let stands = authenticate::still_stands(&self.hub, &self.peer, &self.identity).await;
+        if let Ok(false) = stands {
+            self.session.handle_revoked();
+        }
+    }
+
+    /// Verifies a token that came on the live link; a good one of this gateway is its credential
+    /// from now on.
+    async fn verify(&mut self, token: &str) -> Result<Option<Verified>, EngineError> {
+        let address = self.peer.address;
+        let denied = match authenticate::check_rate(&self.hub, address) {
+            Ok(()) => authenticate::of_token(&self.hub, token).await,
+            Err(_) => Err(Denied::Refused("too many were refused before it".into())),
+        };
+        match denied {
+            Ok(identity) => {
+                let Identity { gateway, expiry, .. } = &identity;
+                let verified = Verified { gateway: gateway.to_string(), expiry: *expiry };
+                if *gateway == self.id.gateway {
+                    self.identity = identity;
+                }
+                Ok(Some(verified))
+            }
+            Err(Denied::Refused(reason)) => {
+                self.hub.throttle.failed(now().instant, address);
+                let gateway = &self.id.gateway;
+                tracing::warn!(%gateway, peer = %address, reason, "a new token was refused");
+                Ok(None)
+            }
+            Err(Denied::Store(error)) => Err(error),
         }
     }
 
@@ -327,12 +366,12 @@ impl Driver {
         let _ = timeout(CLOSE_TIMEOUT, handshake).await;
     }
 
-    async fn finish(mut self, peer: &Peer) {
+    async fn finish(mut self) {
         if let Some(End::Theirs(_)) = &self.end {
             // The answer to a close is queued (RFC 6455, section 5.5.1); a cut link takes nothing.
             let _ = timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
         }
-        let Self { hub, id, welcomed, end, orders, .. } = self;
+        let Self { hub, id, peer, welcomed, end, orders, .. } = self;
         let gateway = &id.gateway;
         match &end {
             Some(End::Ours(code, reason)) => {

@@ -128,7 +128,11 @@ pub(super) fn gateway(row: &GatewayRow, connected: bool) -> Value {
         "id": row.id,
         "connected": connected,
         "revoked": row.revoked,
-        "credential": if row.has_token { "token" } else { "certificate" },
+        "credential": match row {
+            GatewayRow { has_token: true, .. } => "token",
+            GatewayRow { has_key: true, .. } => "key",
+            _ => "certificate",
+        },
         "agent": row.agent,
         "created": created,
         "first_seen": first_seen,

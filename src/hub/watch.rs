@@ -18,24 +18,28 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
-    http::{Request, Response, header},
+    http::{Request, Response},
     response::IntoResponse as _,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::{Instant, interval, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, interval, timeout},
+};
 use tokio_tungstenite::tungstenite::{
     Error, Message, Utf8Bytes,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
 use super::{
-    access::{self, Scope},
+    access::{self, Caller, Scope},
     commands::{self, NewCommand},
-    credential::{bearer, bearer_subprotocol},
+    credential::bearer_subprotocol,
     live::{Filter, MAX_SUBSCRIPTIONS, Watch},
     refusal::Refusal,
     server::{Hub, Peer, stopped},
@@ -59,36 +63,32 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const BURST: usize = 64;
 
 /// Answers the upgrade.
-pub(super) async fn upgrade(State(hub): State<Arc<Hub>>, request: Request<Body>) -> Response<Body> {
+pub(super) async fn upgrade(
+    State(hub): State<Arc<Hub>>,
+    Extension(peer): Extension<Peer>,
+    request: Request<Body>,
+) -> Response<Body> {
     let offered = upgrade::offered(&request).unwrap_or_default();
     if !offered.iter().any(|name| name == SUBPROTOCOL) {
         let message = format!("this is a WebSocket; offer the subprotocol {SUBPROTOCOL}");
         return Refusal::upgrade_required(message).into_response();
     }
-    let header = request.headers().get(header::AUTHORIZATION);
-    let token = header
-        .and_then(|value| value.to_str().ok())
-        .and_then(bearer)
-        .map(str::to_owned)
-        .or_else(|| offered.iter().find_map(|name| bearer_subprotocol(name)));
-    let Some(token) = token else { return Refusal::unauthorized().into_response() };
-    let scopes = match access::scopes(&hub, &token).await {
-        Ok(Some(scopes)) => scopes,
-        Ok(None) => return Refusal::unauthorized().into_response(),
-        Err(error) => return Refusal::from(error).into_response(),
+    // Before the look-up, so that no change after it is missed.
+    let changes = hub.changes();
+    let caller = Caller::of(&peer, request.headers())
+        .or_token(|| offered.iter().find_map(|name| bearer_subprotocol(name)));
+    let (token, scopes) = match access::admit(&hub, &caller, Scope::Live).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => return refusal.into_response(),
     };
-    if !scopes.contains(&Scope::Live) {
-        return Refusal::forbidden(Scope::Live.as_str()).into_response();
-    }
-    let place = request.extensions().get::<Peer>().cloned();
     upgrade::accept(request, SUBPROTOCOL, MAX_MESSAGE_BYTES, move |socket| async move {
         let watch = hub.live.watch();
-        let mut client = Client { hub: &hub, token, scopes, watch, socket };
+        let mut client = Client { hub: &hub, token, scopes, changes, watch, socket };
         if let Err(error) = client.run().await {
             tracing::debug!(%error, "a watcher is gone");
         }
         // Until here its place counts against the bound on connections.
-        drop(place);
+        drop(peer);
     })
 }
 
@@ -116,6 +116,7 @@ struct Client<'a> {
     hub: &'a Arc<Hub>,
     token: String,
     scopes: Vec<Scope>,
+    changes: watch::Receiver<u64>,
     watch: Watch<'a>,
     socket: Socket,
 }
@@ -151,16 +152,32 @@ impl Client<'_> {
                     if heard.elapsed() > silence {
                         return self.close(close::GOING_AWAY, "no pong in time").await;
                     }
-                    // A store that is down says nothing about the token.
-                    if let Ok(None) = access::scopes(self.hub, &self.token).await {
+                    if self.is_revoked().await {
                         return self.close(close::POLICY, "credential revoked").await;
                     }
                     write(self.socket.send(Message::Ping(Default::default()))).await?;
+                }
+                Ok(()) = self.changes.changed() => {
+                    if self.is_revoked().await {
+                        return self.close(close::POLICY, "credential revoked").await;
+                    }
                 }
                 () = stopped(&mut stopping) => {
                     return self.close(close::RESTART, "the hub restarts").await;
                 }
             }
+        }
+    }
+
+    /// A store that is down says nothing about the token; it is asked again with the next Ping.
+    async fn is_revoked(&mut self) -> bool {
+        match access::scopes(self.hub, &self.token).await {
+            Ok(Some(scopes)) if scopes.contains(&Scope::Live) => {
+                self.scopes = scopes;
+                false
+            }
+            Ok(_) => true,
+            Err(_) => false,
         }
     }
 

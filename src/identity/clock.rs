@@ -27,8 +27,9 @@ use ring::digest::{SHA256, digest};
 use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic};
 use serde_json::{Value, json};
 
+pub(super) use self::keeper::Basis;
 use self::keeper::{Anchor, DAY_MS, HOUR_MS, Keeper, Reading, Verdict, chain_time_ms};
-pub use self::keeper::{Basis, RELEASED_MS, Word};
+pub use self::keeper::{RELEASED_MS, Word};
 use super::{calendar::Moment, name};
 use crate::record::{Boot, SinceBoot, Timestamp};
 

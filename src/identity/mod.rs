@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     certificate::Certificate,
-    clock::{Basis, CONFIRMED_TIME, Clock, RELEASED_MS, Word},
+    clock::{CONFIRMED_TIME, Clock, RELEASED_MS, Word},
     credential::effective_uid,
     name::{boot_id, gateway_id},
     password::password,

@@ -4,7 +4,7 @@
 //! It prints and never fails for being slow. Contenders take turns, round by round, and the median
 //! of the rounds is shown, so that a busy machine hurts all alike. Only the processes on the
 //! board's side are metered, by /proc; the load and the sink run here. `tests/bench/run` builds
-//! what is measured and runs this; `tests/bench/spool` and `tests/bench/link` do so for those parts.
+//! what is measured and runs this; `tests/bench/spool` and `tests/bench/link` do so for theirs.
 
 mod arrivals;
 mod contender;

@@ -67,30 +67,35 @@ pub fn authority(field: &Field) {
 impl Hub {
     /// A hub over TLS, with an authority and an API token, that is not started yet.
     pub fn new(field: &Field) -> Self {
+        Self::with(field, "", "")
+    }
+
+    /// The same with these keys beside its own, and these sections and keys of `[tls]` after them.
+    pub fn with(field: &Field, keys: &str, sections: &str) -> Self {
         authority(field);
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
-        Self::with(field, &format!("{address}:{}", free_port()), address, true)
+        let bind = format!("{address}:{}", free_port());
+        Self::at(field, &bind, address, true, &over_tls(keys, sections))
     }
 
-    /// The same without TLS, behind something that does it, on this port of this machine.
+    /// One without TLS, behind something that does it, on this port of this machine.
     pub fn without_tls(field: &Field, port: u16) -> Self {
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
-        Self::with(field, &format!("{address}:{port}"), address, false)
+        let trusted = format!("trusted_proxies = [\"{address}\"]\n");
+        Self::at(field, &format!("{address}:{port}"), address, false, &trusted)
     }
 
-    /// A hub over TLS on every address of a network namespace; its API is asked at `api`.
+    /// One over TLS on every address of a network namespace; its API is asked at `api`.
     pub fn within(field: &Field, network: &Namespace, api: IpAddr) -> Self {
         authority(field);
         let bind = format!("0.0.0.0:{}", free_port());
-        Self { network: Some(network.id()), ..Self::with(field, &bind, api, true) }
+        let hub = Self::at(field, &bind, api, true, &over_tls("", ""));
+        Self { network: Some(network.id()), ..hub }
     }
 
-    fn with(field: &Field, bind: &str, api: IpAddr, tls: bool) -> Self {
+    fn at(field: &Field, bind: &str, api: IpAddr, tls: bool, rest: &str) -> Self {
         std::fs::create_dir(field.path("hub")).expect("a directory in an own directory");
-        let mut text = format!("bind = \"{bind}\"\nstate_dir = \"hub\"\n");
-        if tls {
-            text += &format!("\n[tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n");
-        }
+        let text = format!("bind = \"{bind}\"\nstate_dir = \"hub\"\n{rest}");
         let config = field.write("hub.toml", text);
         let scopes = "gateways:read,records:read,commands:write,commands:read,live";
         let mut command = binary();
@@ -131,6 +136,35 @@ impl Hub {
     pub fn kill(&mut self) {
         self.process.as_mut().expect("the hub runs").kill();
         self.process = None;
+    }
+
+    /// A subcommand beside the running hub, to its success; what it said.
+    pub fn manage(&self, arguments: &[&str]) -> String {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(&self.config);
+        run_to_success(command)
+    }
+
+    /// A subcommand that must fail; what it complained of.
+    pub fn refuses(&self, arguments: &[&str]) -> String {
+        let mut command = binary();
+        command.args(arguments).arg("--config").arg(&self.config);
+        let (code, stdout, stderr) = run(command, SOON);
+        assert!(code.is_some_and(|code| code != 0), "{arguments:?}: {code:?}\n{stdout}");
+        stderr
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until it logged all of these words in one line.
+    pub fn wait_for_log(&self, words: &[&str]) {
+        eventually(&format!("the hub's log says {words:?}"), SOON, || {
+            let log = self.log();
+            log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(())
+        });
     }
 
     /// The file with a fresh token of gateway `id`.
@@ -264,6 +298,10 @@ impl Row {
     pub fn is_event(&self, kind: &str) -> bool {
         self.stream == "events" && self.event("kind") == kind
     }
+}
+
+fn over_tls(keys: &str, sections: &str) -> String {
+    format!("{keys}\n[tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n")
 }
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldgate-hub");

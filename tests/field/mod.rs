@@ -22,6 +22,8 @@ pub mod process;
 pub mod proxy;
 pub mod relay;
 pub mod rogue;
+pub mod signer;
+pub mod uplink;
 pub mod writer;
 
 use std::{

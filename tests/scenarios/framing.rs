@@ -18,6 +18,7 @@ const MIB: u64 = 1 << 20;
 const MAX_GROWTH_BYTES: u64 = 24 * MIB;
 
 /// RFC 6455, section 7.4.1, and PROTOCOL.md's own.
+const GOING_AWAY: u16 = 1001;
 const PROTOCOL_ERROR: u16 = 1002;
 const NOT_UTF8: u16 = 1007;
 const TOO_BIG: u16 = 1009;
@@ -71,10 +72,14 @@ impl Client {
                 Err(error) => panic!("after {heard:?}: {error}"),
             }
         }
-        // Before a hello the hub says nothing else but Pings and Pongs, of no more than 125 bytes.
         let mut rest = &heard[..];
         while let [first, length, after @ ..] = rest {
-            let payload = after.get(..usize::from(*length)).expect("a whole short frame");
+            // RFC 6455, section 5.2; the hub sends nothing here that needs the longest form.
+            let (length, after) = match (length, after) {
+                (126, [high, low, after @ ..]) => (u16::from_be_bytes([*high, *low]), after),
+                (short, after) => (u16::from(*short), after),
+            };
+            let payload = after.get(..usize::from(length)).expect("a whole frame");
             if *first == 0x88 {
                 return payload.get(..2).map(|code| u16::from_be_bytes([code[0], code[1]]));
             }
@@ -161,6 +166,29 @@ fn half_a_frame_ends_with_the_hello_deadline() {
     let mut client = Client::upgraded(&field, &hub, &token);
     client.send(&frame(0x81, &[b'{'; 300])[..200]);
     assert_eq!(client.close_code(), Some(NO_HELLO));
+}
+
+#[test]
+fn a_frame_that_takes_longer_than_every_deadline_is_waited_for_as_long_as_it_comes() {
+    let field = Field::new();
+    let liveness = "[liveness]\nping_interval = \"1s\"\nping_timeout = \"1s\"\n";
+    let mut hub = Hub::with(&field, "", liveness);
+    hub.start();
+    let token = token(&field, &hub);
+    let mut client = Client::upgraded(&field, &hub, &token);
+    let hello = br#"{"type":"hello","gateway":"gw-1","streams":[]}"#;
+    client.send(&frame(0x81, hello));
+    let slow = frame(0x81, &[&[b' '; 20][..], b"\xc3\x28"].concat());
+    // Here time itself is the subject: several times the deadlines.
+    for byte in &slow {
+        client.send(&[*byte]);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(client.close_code(), Some(NOT_UTF8), "it was heard to its end");
+    let mut silent = Client::upgraded(&field, &hub, &token);
+    silent.send(&frame(0x81, hello));
+    silent.send(&slow[..8]);
+    assert_eq!(silent.close_code(), Some(GOING_AWAY), "half a frame, and then nothing");
 }
 
 #[test]

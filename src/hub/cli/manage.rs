@@ -14,14 +14,17 @@ use super::{
 };
 use crate::hub::{
     access::Scope,
-    ca::{self, DemoCa},
+    authority::Authority,
     commands::NewCommand,
     config::Config,
     credential::{is_gateway_id, new_command_id, new_token, token_digest},
+    demo_ca::{self, DemoCa},
     engine::{
-        Answer, CommandRow, Engine as _, GatewayRow, NewToken, Query, Reader, Registry, Request,
-        Sqlite,
+        Admission, Answer, CommandRow, Engine as _, GatewayRow, NewToken, Query, Reader, Registry,
+        Request, Sqlite,
     },
+    files,
+    jwt::PublicKey,
     server::now,
     view::RecordView,
 };
@@ -35,15 +38,22 @@ const TAIL_PAGE: usize = 1000;
 
 pub(super) fn gateway(config: &Config, command: &GatewayCommand) -> anyhow::Result<()> {
     match command {
-        GatewayCommand::Add { id, token_file, certificate } => {
-            ensure!(is_gateway_id(id), "{id:?} is no gateway id: 1 to 64 of A-Z a-z 0-9 - _ . :");
-            let registry = Registry::open(&config.store.path)?;
+        GatewayCommand::Add { id, token_file, certificate, public_key } => {
+            check_gateway_id(id)?;
+            let mut registry = Registry::open(&config.store.path)?;
             if *certificate {
-                registry.add_gateway(id, None, now_ms())?;
+                registry.add_gateway(id, Admission::Named, now_ms())?;
                 return say(&format!("{id} may come with a client certificate that names it"));
             }
+            if let Some(file) = public_key {
+                let pem = std::fs::read(file).with_context(|| file.display().to_string())?;
+                let key = PublicKey::from_pem(&pem).with_context(|| file.display().to_string())?;
+                registry.add_gateway(id, Admission::Key(&key), now_ms())?;
+                return say(&format!("{id} may come with tokens that it signs with this key"));
+            }
             let token = new_token("fgg_")?;
-            registry.add_gateway(id, token_digest(&token).as_deref(), now_ms())?;
+            let sha256 = token_digest(&token).context("a fresh token has a digest")?;
+            registry.add_gateway(id, Admission::Token(&sha256), now_ms())?;
             hand_out(&token, token_file.as_deref())
         }
         GatewayCommand::List => {
@@ -52,8 +62,13 @@ pub(super) fn gateway(config: &Config, command: &GatewayCommand) -> anyhow::Resu
             gateways.iter().try_for_each(|gateway| say(&line_of(gateway)))
         }
         GatewayCommand::Revoke { id } => {
-            let known = Registry::open(&config.store.path)?.revoke_gateway(id, now_ms())?;
+            let mut registry = Registry::open(&config.store.path)?;
+            let known = registry.revoke_gateway(id, now_ms())?;
             ensure!(known, "{id}: no such gateway; see gateway list");
+            if Authority::certificate_file(&config.ca.dir).exists() {
+                let authority = Authority::open(&config.ca.dir)?;
+                authority.renew_revoked(&registry, now().unix_ms / 1000)?;
+            }
             say(&format!("{id} is shut out"))
         }
     }
@@ -133,10 +148,15 @@ pub(super) fn records(config: &Config, command: &RecordsCommand) -> anyhow::Resu
 
 pub(super) fn demo_ca(wanted: &DemoCaArguments) -> anyhow::Result<()> {
     for name in &wanted.client {
-        ensure!(is_gateway_id(name), "{name:?} is no gateway id: 1 to 64 of A-Z a-z 0-9 - _ . :");
+        check_gateway_id(name)?;
     }
-    ca::make(&DemoCa { dir: &wanted.dir, hosts: &wanted.host, clients: &wanted.client })?;
+    demo_ca::make(&DemoCa { dir: &wanted.dir, hosts: &wanted.host, clients: &wanted.client })?;
     say(&format!("{}: ca.pem, hub.pem, hub.key", wanted.dir.display()))
+}
+
+pub(super) fn check_gateway_id(id: &str) -> anyhow::Result<()> {
+    ensure!(is_gateway_id(id), "{id:?} is no gateway id: 1 to 64 of A-Z a-z 0-9 - _ . :");
+    Ok(())
 }
 
 fn send(config: &Config, wanted: &SendArguments) -> anyhow::Result<()> {
@@ -188,15 +208,15 @@ fn line_of(gateway: &GatewayRow) -> String {
 fn hand_out(token: &str, file: Option<&Path>) -> anyhow::Result<()> {
     match file {
         None => say(token),
-        Some(file) => ca::replace_file(file, 0o600, format!("{token}\n").as_bytes())
+        Some(file) => files::replace(file, 0o600, format!("{token}\n").as_bytes())
             .with_context(|| format!("{}: can't be written", file.display())),
     }
 }
 
-fn say(line: &str) -> anyhow::Result<()> {
+pub(super) fn say(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout().lock(), "{line}").context("standard output is gone")
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     now().unix_ms.cast_signed()
 }

@@ -3,6 +3,7 @@
 //! Everything but `run` and `demo-ca` works on the database itself: it needs no token and no
 //! running hub, and a running hub notices within a second.
 
+mod identity;
 mod manage;
 mod run;
 
@@ -13,6 +14,7 @@ use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use tracing::level_filters::LevelFilter;
 
 use super::config::{Config, ConfigError, DEFAULT_FILE};
+use identity::{CaCommand, EnrollCodeArguments};
 
 /// Something failed.
 const FAILURE: u8 = 1;
@@ -55,6 +57,8 @@ fn obey(arguments: &Arguments) -> anyhow::Result<()> {
         Verb::ApiToken { command } => manage::api_token(&config()?, command),
         Verb::Command { command } => manage::command(&config()?, command),
         Verb::Records { command } => manage::records(&config()?, command),
+        Verb::EnrollCode(wanted) => identity::enroll_code(&config()?, wanted),
+        Verb::Ca { command } => identity::ca(&config()?, command),
         Verb::DemoCa(wanted) => manage::demo_ca(wanted),
     }
 }
@@ -97,6 +101,13 @@ enum Verb {
         #[command(subcommand)]
         command: RecordsCommand,
     },
+    /// Prints a code by which a board enrols itself, once.
+    EnrollCode(EnrollCodeArguments),
+    /// The hub's own certificate authority, in its state directory.
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Makes a throwaway CA, and certificates to try TLS with.
     DemoCa(DemoCaArguments),
 }
@@ -108,11 +119,14 @@ enum GatewayCommand {
         /// The gateway's id.
         id: String,
         /// Write the token to this file, mode 0600, instead of printing it.
-        #[arg(long, value_name = "FILE", conflicts_with = "certificate")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["certificate", "public_key"])]
         token_file: Option<PathBuf>,
-        /// No token: it comes with a client certificate that names it (tls.client_ca_file).
-        #[arg(long)]
+        /// No token: it comes with a client certificate that names it, or a token of the issuer.
+        #[arg(long, conflicts_with = "public_key")]
         certificate: bool,
+        /// No token: it signs its own (JWT, EdDSA or ES256) with the key of this public key, PEM.
+        #[arg(long, value_name = "FILE")]
+        public_key: Option<PathBuf>,
     },
     /// Lists gateways and their accounts.
     List,

@@ -19,8 +19,8 @@ use crate::{
 };
 
 pub use sqlite::{
-    ApiToken, CommandRow, Gap, GatewayRow, NewToken, Page, Query, Reader, RecordRow, Registry,
-    Sqlite, StatusRow,
+    Admission, ApiToken, Certificate, CommandRow, Gap, GatewayRow, NewToken, Page, Query, Reader,
+    RecordRow, Registry, RevokedCertificate, Sqlite, StatusRow,
 };
 pub use thread::{Reply, Store};
 
@@ -173,8 +173,8 @@ pub enum Answer {
     Seen {
         /// Connected gateways for which commands or cancels wait.
         waiting: Vec<String>,
-        /// Gateways that are revoked and still connected.
-        revoked: Vec<String>,
+        /// Whether another process, or enrolment, changed anything: credentials may have ended.
+        changed: bool,
         /// Commands that expired without ever being sent.
         expired: Vec<StatusChange>,
     },

@@ -10,16 +10,22 @@
 //! Pure: no runtime, no file, no socket, no clock.
 
 mod commands;
+mod expiry;
 mod liveness;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration, time::Instant};
 
 use commands::Commands;
 use liveness::{Liveness, Verdict};
 use streams::Streams;
+use traffic::Meter;
+
+pub use expiry::{Expiry, Verified};
+pub use traffic::Traffic;
 
 use crate::{
     hub::engine::{Answer, EngineError, Request, SessionId, StatusChange},
@@ -64,6 +70,10 @@ pub struct Options {
     pub ping_interval: Duration,
     /// How long anything may then take to come.
     pub ping_timeout: Duration,
+    /// What the gateway may send.
+    pub traffic: Traffic,
+    /// When the credential ends that it came with; `None`: never.
+    pub expiry: Option<Expiry>,
 }
 
 /// What a session wants done.
@@ -137,6 +147,8 @@ pub struct Session {
     options: Options,
     phase: Phase,
     liveness: Liveness,
+    meter: Meter,
+    expires_at: Option<Instant>,
     streams: Streams,
     commands: Commands,
     /// The gateway's limit for a message of ours.
@@ -155,6 +167,8 @@ impl Session {
             id,
             phase: Phase::Connected,
             liveness,
+            meter: Meter::new(now.instant, options.traffic),
+            expires_at: options.expiry.map(|expiry| expiry.deadline(now)),
             streams: Streams::new(options.window),
             commands: Commands::default(),
             peer_message_bytes: protocol::DEFAULT_MESSAGE_BYTES,
@@ -168,7 +182,7 @@ impl Session {
 
     /// A text message came.
     pub fn handle_message(&mut self, now: Now, text: &str) {
-        self.liveness.heard(now.instant);
+        self.handle_heard(now, text.len());
         if matches!(self.phase, Phase::Closed | Phase::Draining) {
             return;
         }
@@ -225,7 +239,19 @@ impl Session {
 
     /// A Pong, or any other frame, came.
     pub fn handle_frame(&mut self, now: Now) {
+        self.handle_heard(now, 0);
+    }
+
+    /// Counts what came; a gateway that sends too much is told how long to wait, and sent away.
+    fn handle_heard(&mut self, now: Now, bytes: usize) {
         self.liveness.heard(now.instant);
+        if let Err(wait) = self.meter.take(now.instant, bytes) {
+            let message = "too many messages or bytes in a second";
+            let mut error = ErrorMessage::new("rate", message);
+            error.retry_after_ms = u64::try_from(wait.as_millis()).ok();
+            self.send(&HubMessage::Error(error));
+            self.close(close::TOO_MANY, message);
+        }
     }
 
     /// The engine answered the oldest request that has no answer yet.
@@ -298,18 +324,6 @@ impl Session {
         self.ask_for_commands();
     }
 
-    /// The token of an `auth` message was looked up: whose it is, and until when.
-    pub fn handle_token(&mut self, subject: Result<Option<&str>, EngineError>) {
-        match subject {
-            Ok(Some(subject)) if *subject == *self.id.gateway => {
-                self.send(&HubMessage::AuthOk { token_expires: None });
-            }
-            Ok(_) => self.close(close::POLICY, "credential refused"),
-            // The credential that the session began with stands until the store can be asked.
-            Err(_) => self.say_error("unavailable", "the token can't be checked now".into()),
-        }
-    }
-
     /// A newer session of the same gateway took over.
     pub fn handle_taken_over(&mut self) {
         self.close(close::TAKEN_OVER, "a newer session of this gateway took over");
@@ -345,6 +359,7 @@ impl Session {
 
     /// It is [`poll_timeout`](Self::poll_timeout).
     pub fn handle_timeout(&mut self, now: Now) {
+        self.check_expiry(now);
         let waits_for_hello = self.phase == Phase::Connected;
         match self.liveness.check(now.instant, waits_for_hello, self.is_saturated()) {
             Verdict::Alive => {}
@@ -358,7 +373,10 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.phase {
             Phase::Closed => None,
-            phase => Some(self.liveness.deadline(phase == Phase::Connected)),
+            phase => {
+                let deadline = self.liveness.deadline(phase == Phase::Connected);
+                Some(self.expires_at.map_or(deadline, |expires_at| expires_at.min(deadline)))
+            }
         }
     }
 
@@ -428,7 +446,7 @@ impl Session {
             time: Some(now.unix_ms),
             limits: self.options.limits,
             features: Vec::new(),
-            token_expires: None,
+            token_expires: self.options.expiry.and_then(|expiry| expiry.told_ms),
             streams: self.streams.positions(hello, self.store_up),
         }));
         self.outputs.push_back(Output::Welcomed);

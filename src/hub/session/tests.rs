@@ -27,6 +27,10 @@ enum Did {
 
 impl Bench {
     fn new() -> Self {
+        Self::expiring(None)
+    }
+
+    fn expiring(expiry: Option<Expiry>) -> Self {
         let now = Now { instant: Instant::now(), unix_ms: 1_790_000_000_000 };
         let options = Options {
             hub: "hub-1".into(),
@@ -34,6 +38,8 @@ impl Bench {
             window: Window { records: 100, bytes: 1000 },
             ping_interval: PING,
             ping_timeout: PONG,
+            traffic: Traffic { messages_per_second: 50, bytes_per_second: 1 << 20 },
+            expiry,
         };
         let id = SessionId { gateway: "gw".into(), number: 1 };
         Self { session: Session::new(now, id, options), now }
@@ -395,15 +401,85 @@ fn a_drain_finishes_what_was_begun() {
     assert_eq!(did[1..], [said("ack 1 window 100"), Did::Closed(close::RESTART)]);
 }
 
+fn verified(gateway: &str, expiry: Option<Expiry>) -> Result<Option<Verified>, EngineError> {
+    Ok(Some(Verified { gateway: gateway.into(), expiry }))
+}
+
 #[test]
-fn a_fresh_token_must_be_the_gateways_own() {
+fn a_fresh_token_is_of_the_same_gateway_or_ends_the_session() {
     let mut bench = Bench::welcomed(1);
     bench.hear(r#"{"type":"auth","token":"t"}"#);
     assert_eq!(bench.did(), [Did::Asked("token")]);
-    bench.session.handle_token(Ok(Some("gw")));
+    bench.session.handle_token(bench.now, verified("gw", None));
     assert_eq!(bench.did(), [said("auth_ok")]);
-    bench.session.handle_token(Ok(Some("other")));
-    assert_eq!(bench.did(), [Did::Closed(close::POLICY)]);
+    bench.session.handle_token(bench.now, Ok(None));
+    assert_eq!(bench.did(), [said("error unauthorized")], "and the session lives on");
+    bench.session.handle_token(bench.now, Err(EngineError("disk full".into())));
+    assert_eq!(bench.did(), [said("error unavailable")]);
+    bench.session.handle_token(bench.now, verified("other", None));
+    assert_eq!(bench.did(), [Did::Closed(close::FORBIDDEN)]);
+}
+
+#[test]
+fn a_session_ends_with_its_credential_unless_that_is_renewed() {
+    let start = 1_790_000_000_000;
+    let until = |s: u64| Some(Expiry { ends_ms: start + s * 1000, told_ms: Some(start) });
+    let mut bench = Bench::expiring(until(5));
+    bench.hear(&hello(1, 1));
+    bench.answer(opened(1, Vec::new()));
+    bench.did();
+    assert_eq!(bench.session.poll_timeout(), Some(bench.now.instant + Duration::from_secs(5)));
+    bench.later(Duration::from_secs(4));
+    bench.session.handle_token(bench.now, verified("gw", until(20)));
+    bench.session.handle_token(bench.now, Ok(None));
+    assert_eq!(bench.did(), [said("auth_ok"), said("error unauthorized")]);
+    bench.later(Duration::from_secs(15));
+    assert_eq!(bench.did(), []);
+    bench.later(Duration::from_secs(1));
+    assert_eq!(bench.did(), [Did::Closed(close::TOKEN_EXPIRED)]);
+    bench.session.handle_timeout(bench.now);
+    assert_eq!(bench.did(), [], "once");
+
+    let mut bench = Bench::expiring(until(2));
+    bench.later(Duration::from_secs(2));
+    assert_eq!(bench.did(), [Did::Closed(close::TOKEN_EXPIRED)], "before hello too");
+    let mut bench = Bench::expiring(Some(Expiry { ends_ms: u64::MAX, told_ms: None }));
+    bench.later(Duration::from_secs(1));
+    assert_eq!(bench.did(), [], "the end of time is far");
+}
+
+#[test]
+fn the_welcome_tells_when_the_token_ends() {
+    let expiry = |told_ms| Some(Expiry { ends_ms: 1_790_000_060_000, told_ms });
+    for (expiry, told) in [
+        (expiry(Some(1_790_000_000_000)), serde_json::json!(1_790_000_000_000_u64)),
+        (expiry(None), serde_json::Value::Null),
+        (None, serde_json::Value::Null),
+    ] {
+        let mut bench = Bench::expiring(expiry);
+        bench.hear(&hello(1, 1));
+        bench.answer(opened(1, Vec::new()));
+        let welcome = std::iter::from_fn(|| bench.session.poll_output())
+            .find_map(|output| match output {
+                Output::Text(text) => Some(text),
+                _ => None,
+            })
+            .unwrap();
+        let welcome: serde_json::Value = serde_json::from_str(&welcome).unwrap();
+        assert_eq!((&welcome["type"], &welcome["token_expires"]), (&"welcome".into(), &told));
+    }
+}
+
+#[test]
+fn a_gateway_that_runs_wild_is_told_so_and_sent_away() {
+    let mut bench = Bench::welcomed(1);
+    bench.later(Duration::from_secs(1));
+    for _ in 0..100 {
+        bench.session.handle_frame(bench.now);
+    }
+    assert_eq!(bench.did(), []);
+    bench.hear(r#"{"type":"news"}"#);
+    assert_eq!(bench.did(), [said("error rate"), Did::Closed(close::TOO_MANY)]);
 }
 
 #[test]

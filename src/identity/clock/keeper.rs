@@ -56,7 +56,7 @@ pub(super) struct Anchor {
 
 /// Whose word a time is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Basis {
+pub(in crate::identity) enum Basis {
     /// The system clock's, which a time service keeps.
     Service(&'static str),
     /// The system clock's, which agrees with the hub.

@@ -2,6 +2,8 @@
 
 mod append;
 mod commands;
+mod credentials;
+mod enrolment;
 mod reader;
 mod registry;
 mod retention;
@@ -19,8 +21,9 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use super::{Answer, Engine, EngineError, Held, Request, SessionId, SqliteOptions};
 use crate::protocol::Hello;
 
+pub use enrolment::{Certificate, RevokedCertificate};
 pub use reader::{CommandRow, Gap, GatewayRow, Page, Query, Reader, RecordRow, StatusRow};
-pub use registry::{ApiToken, NewToken, Registry};
+pub use registry::{Admission, ApiToken, NewToken, Registry};
 
 /// The embedded engine.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub struct Sqlite {
     to_visit: VecDeque<i64>,
     /// What `PRAGMA data_version` said last: it changes when another process wrote.
     data_version: i64,
+    /// Another process wrote since the last look.
+    changed: bool,
 }
 
 /// What is kept in memory of a gateway, so that an append need not look it up.
@@ -62,6 +67,7 @@ struct Group<'a> {
     sessions: &'a mut HashMap<Arc<str>, u64>,
     gateways: &'a mut HashMap<Arc<str>, Numbers>,
     to_visit: &'a mut VecDeque<i64>,
+    changed: &'a mut bool,
     counts: HashMap<Arc<str>, Counts>,
 }
 
@@ -89,6 +95,7 @@ impl Sqlite {
             gateways: HashMap::new(),
             to_visit: VecDeque::new(),
             data_version: 0,
+            changed: false,
         })
     }
 }
@@ -97,6 +104,7 @@ impl Engine for Sqlite {
     fn commit(&mut self, now_ms: u64, requests: &[Request]) -> Result<Vec<Answer>, EngineError> {
         let seen: i64 = self.db.pragma_query_value(None, "data_version", |row| row.get(0))?;
         let foreign_writes = seen != std::mem::replace(&mut self.data_version, seen);
+        self.changed |= foreign_writes;
         let mut group = Group {
             tx: self.db.transaction_with_behavior(TransactionBehavior::Immediate)?,
             now_ms: i64::try_from(now_ms).unwrap_or(i64::MAX),
@@ -104,6 +112,7 @@ impl Engine for Sqlite {
             sessions: &mut self.sessions,
             gateways: &mut self.gateways,
             to_visit: &mut self.to_visit,
+            changed: &mut self.changed,
             counts: HashMap::new(),
         };
         if foreign_writes {
@@ -122,6 +131,7 @@ impl Engine for Sqlite {
     fn reopen(&mut self) -> Result<(), EngineError> {
         // What a failed commit left in memory is not to be trusted, nor is its connection.
         self.gateways.clear();
+        self.changed = true;
         self.db = schema::open(&self.options.path)?;
         self.db.execute("UPDATE gateways SET connected = connected", [])?;
         Ok(())

@@ -39,8 +39,10 @@ pub struct GatewayRow {
     pub connected: bool,
     /// Whether it was shut out.
     pub revoked: bool,
-    /// Whether it has a token; else it comes with a certificate.
+    /// Whether it has a token; else it comes with a key or a certificate.
     pub has_token: bool,
+    /// Whether a key is registered that signs its tokens.
+    pub has_key: bool,
     /// Program and version, as it says.
     pub agent: String,
     /// When it was added, and first and last seen; Unix milliseconds.
@@ -173,38 +175,6 @@ impl Reader {
         Self { path, idle: Mutex::new(Vec::new()) }
     }
 
-    /// The gateway whose token has this SHA-256, and the digest as stored.
-    ///
-    /// # Errors
-    /// The database can't be read.
-    pub fn gateway_of_token(
-        &self,
-        sha256: &[u8],
-    ) -> Result<Option<(String, Vec<u8>)>, EngineError> {
-        self.ask(|db| {
-            db.prepare_cached(
-                "SELECT id, token_sha256 FROM gateways
-                 WHERE token_sha256 = ?1 AND revoked_ms IS NULL",
-            )?
-            .query_row([sha256], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()
-        })
-    }
-
-    /// The scopes of the API token with this SHA-256, and the digest as stored.
-    ///
-    /// # Errors
-    /// The database can't be read.
-    pub fn scopes_of_token(&self, sha256: &[u8]) -> Result<Option<(String, Vec<u8>)>, EngineError> {
-        self.ask(|db| {
-            db.prepare_cached(
-                "SELECT scopes, sha256 FROM api_tokens WHERE sha256 = ?1 AND revoked_ms IS NULL",
-            )?
-            .query_row([sha256], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()
-        })
-    }
-
     /// All gateways by name, or the one named.
     ///
     /// # Errors
@@ -212,7 +182,8 @@ impl Reader {
     pub fn gateways(&self, id: Option<&str>) -> Result<Vec<GatewayRow>, EngineError> {
         self.ask(|db| {
             db.prepare_cached(
-                "SELECT * FROM gateways WHERE ?1 IS NULL OR id = ?1 ORDER BY id LIMIT 100000",
+                "SELECT *, no IN (SELECT gateway FROM gateway_keys) AS has_key
+                 FROM gateways WHERE ?1 IS NULL OR id = ?1 ORDER BY id LIMIT 100000",
             )?
             .query_map([id], read_gateway)?
             .collect()
@@ -317,7 +288,7 @@ impl Reader {
         })
     }
 
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, EngineError> {
@@ -399,6 +370,7 @@ fn read_gateway(row: &Row<'_>) -> rusqlite::Result<GatewayRow> {
         connected: row.get("connected")?,
         revoked: row.get::<_, Option<i64>>("revoked_ms")?.is_some(),
         has_token: row.get::<_, Option<Vec<u8>>>("token_sha256")?.is_some(),
+        has_key: row.get("has_key")?,
         agent: row.get("agent")?,
         times_ms: (row.get("created_ms")?, row.get("first_seen_ms")?, row.get("last_seen_ms")?),
         records: (row.get("first_record")?, row.get("next_record")?),

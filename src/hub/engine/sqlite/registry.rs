@@ -3,15 +3,26 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::schema;
-use crate::hub::engine::EngineError;
+use crate::hub::{engine::EngineError, jwt::PublicKey};
 
 /// The registry, opened for a change.
 #[derive(Debug)]
 pub struct Registry {
-    db: Connection,
+    pub(super) db: Connection,
+}
+
+/// What a gateway may come with.
+#[derive(Debug, Clone, Copy)]
+pub enum Admission<'a> {
+    /// A token with this SHA-256.
+    Token(&'a [u8]),
+    /// Tokens that it signs with this key.
+    Key(&'a PublicKey),
+    /// A client certificate, or a token of the issuer, that names it.
+    Named,
 }
 
 /// An API token to be added.
@@ -47,35 +58,51 @@ impl Registry {
         Ok(Self { db: schema::open(path)? })
     }
 
-    /// Adds a gateway, or gives a known one a new token and lets it in again. Without a token it
-    /// comes with a certificate.
+    /// Adds a gateway, or gives a known one another credential in the place of its token and keys,
+    /// and lets it in again.
     ///
     /// # Errors
     /// The database can't be written.
     pub fn add_gateway(
-        &self,
+        &mut self,
         id: &str,
-        token_sha256: Option<&[u8]>,
+        admission: Admission<'_>,
         now_ms: i64,
     ) -> Result<(), EngineError> {
-        self.db.execute(
-            "INSERT INTO gateways (id, token_sha256, created_ms) VALUES (?1, ?2, ?3)
-             ON CONFLICT (id) DO UPDATE SET token_sha256 = excluded.token_sha256, revoked_ms = NULL",
-            params![id, token_sha256, now_ms],
-        )?;
-        Ok(())
+        let step = self.begin()?;
+        let no = admit(&step, id, now_ms)?;
+        match admission {
+            Admission::Named => {}
+            Admission::Token(sha256) => {
+                let sql = "UPDATE gateways SET token_sha256 = ?2 WHERE no = ?1";
+                step.execute(sql, params![no, sha256])?;
+            }
+            Admission::Key(key) => add_key(&step, no, key, now_ms)?,
+        }
+        Ok(step.commit()?)
     }
 
     /// Shuts a gateway out; `false`: no such gateway. What it sent stays.
     ///
     /// # Errors
     /// The database can't be written.
-    pub fn revoke_gateway(&self, id: &str, now_ms: i64) -> Result<bool, EngineError> {
-        let changed = self.db.execute(
+    pub fn revoke_gateway(&mut self, id: &str, now_ms: i64) -> Result<bool, EngineError> {
+        let step = self.begin()?;
+        let changed = step.execute(
             "UPDATE gateways SET revoked_ms = ifnull(revoked_ms, ?2), token_sha256 = NULL
              WHERE id = ?1",
             params![id, now_ms],
         )?;
+        let of_gateway = "gateway = (SELECT no FROM gateways WHERE id = ?1)";
+        step.execute(&format!("DELETE FROM gateway_keys WHERE {of_gateway}"), [id])?;
+        step.execute(
+            &format!(
+                "UPDATE certificates SET revoked_ms = ifnull(revoked_ms, ?2) WHERE {of_gateway}"
+            ),
+            params![id, now_ms],
+        )?;
+        step.execute("DELETE FROM enrolment_codes WHERE gateway = ?1", [id])?;
+        step.commit()?;
         Ok(changed == 1)
     }
 
@@ -123,4 +150,34 @@ impl Registry {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+
+    pub(super) fn begin(&mut self) -> Result<Transaction<'_>, EngineError> {
+        Ok(self.db.transaction_with_behavior(TransactionBehavior::Immediate)?)
+    }
+}
+
+/// Lets a gateway in that has no credential yet, whatever it had before; its number.
+pub(super) fn admit(step: &Transaction<'_>, id: &str, now_ms: i64) -> rusqlite::Result<i64> {
+    let no = step.query_row(
+        "INSERT INTO gateways (id, created_ms) VALUES (?1, ?2)
+         ON CONFLICT (id) DO UPDATE SET token_sha256 = NULL, revoked_ms = NULL RETURNING no",
+        params![id, now_ms],
+        |row| row.get(0),
+    )?;
+    step.execute("DELETE FROM gateway_keys WHERE gateway = ?1", [no])?;
+    Ok(no)
+}
+
+pub(super) fn add_key(
+    step: &Transaction<'_>,
+    no: i64,
+    key: &PublicKey,
+    now_ms: i64,
+) -> rusqlite::Result<()> {
+    step.execute(
+        "INSERT INTO gateway_keys (gateway, sha256, spki, added_ms) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (gateway, sha256) DO UPDATE SET added_ms = excluded.added_ms",
+        params![no, key.sha256(), key.to_spki(), now_ms],
+    )?;
+    Ok(())
 }

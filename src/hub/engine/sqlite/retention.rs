@@ -21,8 +21,7 @@ impl Group<'_> {
                 "SELECT id FROM gateways WHERE connected = 1 AND no IN (SELECT gateway
                  FROM commands WHERE final = 0 AND (sent_ms IS NULL OR cancel = 1))",
             )?,
-            revoked: self
-                .names("SELECT id FROM gateways WHERE connected = 1 AND revoked_ms IS NOT NULL")?,
+            changed: std::mem::take(self.changed),
             expired,
         })
     }

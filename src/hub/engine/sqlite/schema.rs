@@ -22,7 +22,7 @@ pub(super) const ID_BITS: u32 = 40;
 
 /// `application_id`: "fgh1".
 const APPLICATION_ID: i32 = 0x6667_6831;
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How long a connection waits for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +65,21 @@ CREATE TABLE api_tokens (
     created_ms INTEGER NOT NULL, revoked_ms INTEGER) STRICT, WITHOUT ROWID;
 ";
 
+/// What version 2 added: the keys of gateways, certificates that the hub's own CA signed, and codes
+/// to enrol with.
+const IDENTITIES: &str = "
+CREATE TABLE gateway_keys (
+    gateway INTEGER NOT NULL, sha256 BLOB NOT NULL, spki BLOB NOT NULL, added_ms INTEGER NOT NULL,
+    PRIMARY KEY (gateway, sha256)) STRICT, WITHOUT ROWID;
+CREATE TABLE certificates (
+    serial BLOB PRIMARY KEY, gateway INTEGER NOT NULL, created_ms INTEGER NOT NULL,
+    not_after_ms INTEGER NOT NULL, revoked_ms INTEGER) STRICT, WITHOUT ROWID;
+CREATE INDEX certificates_of_gateway ON certificates (gateway);
+CREATE TABLE enrolment_codes (
+    gateway TEXT PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, expires_ms INTEGER NOT NULL)
+    STRICT, WITHOUT ROWID;
+";
+
 /// Opens the database for writing; makes it, readable by its owner alone, if it is not there.
 pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
     let fault = |what: &dyn std::fmt::Display| EngineError(format!("{}: {what}", path.display()));
@@ -92,8 +107,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
     match (application, version) {
         (0, 0) => {
             step.execute_batch(TABLES).map_err(sql)?;
+            step.execute_batch(IDENTITIES).map_err(sql)?;
             step.pragma_update(None, "user_version", VERSION).map_err(sql)?;
             step.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+        }
+        (APPLICATION_ID, 1) => {
+            step.execute_batch(IDENTITIES).map_err(sql)?;
+            step.pragma_update(None, "user_version", VERSION).map_err(sql)?;
         }
         (APPLICATION_ID, VERSION) => {}
         (APPLICATION_ID, newer) => {
@@ -147,4 +167,29 @@ fn refuse_foreign_directory(path: &Path) -> Result<(), EngineError> {
          sudo -u '#{owner}' …",
         directory.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_version_1_is_brought_forward() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hub.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(TABLES).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.execute("INSERT INTO gateways (id, created_ms) VALUES ('gw', 1)", []).unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let db = open(&path).unwrap();
+            let count = |table| {
+                let sql = format!("SELECT count(*) FROM {table}");
+                db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
+            };
+            assert_eq!((count("gateways"), count("gateway_keys")), (1, 0));
+        }
+    }
 }

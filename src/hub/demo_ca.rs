@@ -1,17 +1,14 @@
 //! `demo-ca`: a throwaway certificate authority, to try TLS and client certificates with.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path};
 
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
 };
+
+use super::files;
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -83,17 +80,6 @@ fn issue(
 }
 
 fn write(file: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
-    replace_file(file, mode, text.as_bytes())
+    files::replace(file, mode, text.as_bytes())
         .with_context(|| format!("{}: can't be written", file.display()))
-}
-
-/// Writes a file that has its mode from its first byte on, whatever was there before.
-pub(super) fn replace_file(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(file)?;
-    file.write_all(content)?;
-    file.sync_all()
 }

@@ -1,0 +1,217 @@
+//! Who a gateway is: by a token of the hub's, by a token signed with its key or by the issuer, or
+//! by its client certificate; and whether that still stands.
+//!
+//! Why somebody was refused is for the log alone.
+
+use std::{net::IpAddr, sync::Arc};
+
+use rustls::pki_types::CertificateDer;
+
+use super::{
+    credential::{ClientCertificate, is_gateway_id, same_digest, token_digest},
+    engine::EngineError,
+    jwt::{self, Claims, Fault, PublicKey, Unverified},
+    refusal::Refusal,
+    server::{Hub, Peer, blocking, now},
+    session::Expiry,
+};
+
+/// A client certificate that TLS verified, with its chain.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) certificate: ClientCertificate,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+}
+
+/// A gateway whose credential was verified.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) gateway: Arc<str>,
+    /// When the credential ends; `None`: never.
+    pub(super) expiry: Option<Expiry>,
+    proof: Proof,
+}
+
+#[derive(Debug, Clone)]
+enum Proof {
+    /// A token of the hub's, by its SHA-256.
+    Token(Vec<u8>),
+    /// A token that was signed with this key of the gateway's.
+    Key(PublicKey),
+    /// A token of the issuer.
+    Issuer,
+    /// The client certificate.
+    Certificate,
+}
+
+/// Somebody was not let in.
+#[derive(Debug)]
+pub(super) enum Denied {
+    /// Why, for the log.
+    Refused(String),
+    /// It can't be known now.
+    Store(EngineError),
+}
+
+impl From<EngineError> for Denied {
+    fn from(error: EngineError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Fault> for Denied {
+    fn from(fault: Fault) -> Self {
+        Self::Refused(fault.to_string())
+    }
+}
+
+impl Identity {
+    /// Whether it was proven with a key of its own, and not with a secret that others could know.
+    pub(super) fn has_own_key(&self) -> bool {
+        matches!(self.proof, Proof::Key(_) | Proof::Certificate)
+    }
+}
+
+/// Verifies the token, or else the client certificate.
+///
+/// An address that had too many credentials refused is sent away before any of it is looked at;
+/// what is refused counts.
+pub(super) async fn gateway(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    token: Option<&str>,
+) -> Result<Identity, Refusal> {
+    check_rate(hub, peer.address)?;
+    let verified = match token {
+        Some(token) => of_token(hub, token).await,
+        None => of_certificate(hub, peer).await,
+    };
+    verified.map_err(|denied| match denied {
+        Denied::Refused(reason) => {
+            hub.throttle.failed(now().instant, peer.address);
+            tracing::warn!(peer = %peer.address, reason, "a gateway was refused");
+            Refusal::unauthorized()
+        }
+        Denied::Store(error) => error.into(),
+    })
+}
+
+/// Sends an address away that had too many credentials refused.
+pub(super) fn check_rate(hub: &Hub, address: IpAddr) -> Result<(), Refusal> {
+    hub.throttle.may_try(now().instant, address).map_err(|wait| {
+        tracing::debug!(peer = %address, ?wait, "too many credentials of this address were refused");
+        Refusal::too_often(wait)
+    })
+}
+
+/// Verifies a token.
+pub(super) async fn of_token(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
+    if jwt::is_jwt(token) {
+        return of_jwt(hub, token).await;
+    }
+    let unknown = || Denied::Refused("the token is not known".into());
+    let digest = token_digest(token).ok_or_else(unknown)?;
+    let gateway = gateway_of(hub, digest.clone()).await?.ok_or_else(unknown)?;
+    Ok(Identity { gateway: gateway.into(), expiry: None, proof: Proof::Token(digest) })
+}
+
+/// Whether a credential that was good is still.
+pub(super) async fn still_stands(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    identity: &Identity,
+) -> Result<bool, EngineError> {
+    let gateway = identity.gateway.clone();
+    let reader = hub.reader.clone();
+    match &identity.proof {
+        Proof::Token(digest) => {
+            Ok(gateway_of(hub, digest.clone()).await?.as_deref() == Some(&*gateway))
+        }
+        Proof::Key(key) => {
+            let key = key.clone();
+            blocking(move || Ok(reader.keys_of_gateway(&gateway)?.contains(&key))).await
+        }
+        Proof::Issuer => blocking(move || reader.is_admitted(&gateway)).await,
+        Proof::Certificate => {
+            let Some(shown) = peer.shown.clone() else { return Ok(false) };
+            if !hub.still_trusts(&shown.chain) {
+                return Ok(false);
+            }
+            blocking(move || {
+                Ok(reader.is_admitted(&gateway)?
+                    && !reader.is_revoked_certificate(&shown.certificate.serial)?)
+            })
+            .await
+        }
+    }
+}
+
+async fn gateway_of(hub: &Arc<Hub>, digest: Vec<u8>) -> Result<Option<String>, EngineError> {
+    let reader = hub.reader.clone();
+    blocking(move || {
+        let found = reader.gateway_of_token(&digest)?;
+        Ok(found.filter(|(_, stored)| same_digest(stored, &digest)).map(|(gateway, _)| gateway))
+    })
+    .await
+}
+
+async fn of_jwt(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
+    let token = Unverified::read(token)?;
+    let subject = token.subject().filter(|id| is_gateway_id(id)).ok_or(Fault::Subject)?.to_owned();
+    let of = |what: String| Denied::Refused(format!("{what}; it claims to be {subject}"));
+    let issuer = hub.issuer.as_ref().filter(|issuer| token.issuer() == Some(issuer.name()));
+    let keys = match issuer {
+        None => {
+            let (reader, subject) = (hub.reader.clone(), subject.clone());
+            blocking(move || reader.keys_of_gateway(&subject)).await?
+        }
+        Some(issuer) => match token.kid() {
+            Some(kid) => issuer.key(kid).await.into_iter().collect(),
+            None => return Err(of("the issuer's token has no kid".into())),
+        },
+    };
+    let now_s = now().unix_ms / 1000;
+    let claims = token.verify(&keys, now_s, &hub.config.jwt.audience);
+    let Claims { expires_s, key, .. } = claims.map_err(|fault| of(fault.to_string()))?;
+    let proof = if issuer.is_some() {
+        let (reader, gateway) = (hub.reader.clone(), subject.clone());
+        if !blocking(move || reader.is_admitted(&gateway)).await? {
+            return Err(of("the issuer's token names no gateway that is let in".into()));
+        }
+        Proof::Issuer
+    } else {
+        Proof::Key(key)
+    };
+    let expiry = Expiry {
+        ends_ms: (expires_s + jwt::LEEWAY_S).saturating_mul(1000),
+        told_ms: Some(expires_s.saturating_mul(1000)),
+    };
+    Ok(Identity { gateway: subject.into(), expiry: Some(expiry), proof })
+}
+
+/// The first name of the certificate that is a gateway which is let in.
+async fn of_certificate(hub: &Arc<Hub>, peer: &Peer) -> Result<Identity, Denied> {
+    let none = || Denied::Refused("it showed neither a token nor a client certificate".into());
+    let shown = peer.shown.clone().ok_or_else(none)?;
+    let ends_ms = shown.certificate.not_after_ms;
+    // A resumed TLS session was verified when it began.
+    if ends_ms <= now().unix_ms {
+        return Err(Denied::Refused("the client certificate has expired".into()));
+    }
+    let reader = hub.reader.clone();
+    let found = blocking(move || {
+        let ClientCertificate { names, serial, .. } = &shown.certificate;
+        if reader.is_revoked_certificate(serial)? {
+            return Ok(Err(format!("the client certificate of {names:?} is revoked")));
+        }
+        for name in names {
+            if reader.is_admitted(name)? {
+                return Ok(Ok(name.clone()));
+            }
+        }
+        Ok(Err(format!("the client certificate names no gateway that is let in: {names:?}")))
+    });
+    let gateway = found.await?.map_err(Denied::Refused)?;
+    let expiry = Some(Expiry { ends_ms, told_ms: None });
+    Ok(Identity { gateway: gateway.into(), expiry, proof: Proof::Certificate })
+}
