@@ -75,29 +75,27 @@ impl Hub {
         authority(field);
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
         let bind = format!("{address}:{}", free_port());
-        Self::bound(field, &bind, address, keys, Some(sections))
+        Self::at(field, &bind, address, true, &over_tls(keys, sections))
     }
 
-    /// The same without TLS, behind something that does it, on this port of this machine.
+    /// One without TLS, behind something that does it, on this port of this machine.
     pub fn without_tls(field: &Field, port: u16) -> Self {
         let address = IpAddr::from(Ipv4Addr::LOCALHOST);
-        Self::bound(field, &format!("{address}:{port}"), address, "", None)
+        let trusted = format!("trusted_proxies = [\"{address}\"]\n");
+        Self::at(field, &format!("{address}:{port}"), address, false, &trusted)
     }
 
-    /// A hub over TLS on every address of a network namespace; its API is asked at `api`.
+    /// One over TLS on every address of a network namespace; its API is asked at `api`.
     pub fn within(field: &Field, network: &Namespace, api: IpAddr) -> Self {
         authority(field);
         let bind = format!("0.0.0.0:{}", free_port());
-        Self { network: Some(network.id()), ..Self::bound(field, &bind, api, "", Some("")) }
+        let hub = Self::at(field, &bind, api, true, &over_tls("", ""));
+        Self { network: Some(network.id()), ..hub }
     }
 
-    /// `tls`: what follows its keys in `[tls]`; `None`: without.
-    fn bound(field: &Field, bind: &str, api: IpAddr, keys: &str, tls: Option<&str>) -> Self {
+    fn at(field: &Field, bind: &str, api: IpAddr, tls: bool, rest: &str) -> Self {
         std::fs::create_dir(field.path("hub")).expect("a directory in an own directory");
-        let mut text = format!("bind = \"{bind}\"\nstate_dir = \"hub\"\n{keys}\n");
-        if let Some(sections) = tls {
-            text += &format!("[tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n");
-        }
+        let text = format!("bind = \"{bind}\"\nstate_dir = \"hub\"\n{rest}");
         let config = field.write("hub.toml", text);
         let scopes = "gateways:read,records:read,commands:write,commands:read,live";
         let mut command = binary();
@@ -106,7 +104,7 @@ impl Hub {
         let token = said.split_whitespace().last().expect("api-token add prints a token");
         let port = bind.rsplit(':').next().and_then(|port| port.parse().ok());
         let port = port.expect("an address to listen on ends with a port");
-        let tls = tls.map(|_| trusting(&field.path("ca.pem")));
+        let tls = tls.then(|| trusting(&field.path("ca.pem")));
         let api = Client { address: api, port, tls, token: token.into() };
         let log = field.path("hub.log");
         Self { port, api, process: None, config, log, network: None }
@@ -300,6 +298,10 @@ impl Row {
     pub fn is_event(&self, kind: &str) -> bool {
         self.stream == "events" && self.event("kind") == kind
     }
+}
+
+fn over_tls(keys: &str, sections: &str) -> String {
+    format!("{keys}\n[tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n")
 }
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldgate-hub");

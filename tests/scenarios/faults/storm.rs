@@ -36,6 +36,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 /// What a hub that is stopped in order says (PROTOCOL.md, section 12).
 const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
+/// In the field they have as many addresses as they are.
+const EACH_ITS_ADDRESS: &str = "[limits]\nconnections_per_second = 10000";
+
 /// A thousand TLS handshakes take a while on a machine that does other things too.
 const ALL_BACK: Duration = Duration::from_secs(90);
 
@@ -43,7 +46,8 @@ const ALL_BACK: Duration = Duration::from_secs(90);
 fn a_thousand_gateways_come_back_to_a_killed_hub_without_a_spike() {
     allow_open_files(4 * FLEET);
     let field = Field::new();
-    let mut hub = Hub::started(&field);
+    let mut hub = Hub::with(&field, "", EACH_ITS_ADDRESS);
+    hub.start();
     let fleet = Fleet::connected(&field, &hub);
     // The wait before attempt i is anything up to twice that before attempt i - 1: whatever came
     // before, a bucket expects no more of these attempts than its share of that time. The sum of
@@ -64,7 +68,8 @@ fn a_thousand_gateways_come_back_to_a_killed_hub_without_a_spike() {
 fn a_thousand_gateways_come_back_to_a_drained_hub_without_a_spike() {
     allow_open_files(4 * FLEET);
     let field = Field::new();
-    let mut hub = Hub::started(&field);
+    let mut hub = Hub::with(&field, "", EACH_ITS_ADDRESS);
+    hub.start();
     let fleet = Fleet::connected(&field, &hub);
     let began = Instant::now();
     let back = fleet.comes_back(began, |_| {
