@@ -41,7 +41,8 @@ const ARRIVAL: Duration = Duration::from_secs(120);
 pub(super) const BRISK: &str =
     "ping_interval = \"5s\"\nping_timeout = \"3s\"\nack_timeout = \"5s\"";
 
-/// `ping_interval` and `ping_timeout`, and `ack_timeout`, of [`BRISK`].
+/// `ping_interval`; it and `ping_timeout`; and `ack_timeout`, of [`BRISK`].
+pub(super) const BRISK_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) const BRISK_SILENT: Duration = Duration::from_secs(8);
 pub(super) const BRISK_UNACKED: Duration = Duration::from_secs(5);
 
