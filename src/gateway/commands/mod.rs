@@ -24,6 +24,7 @@ use serde_json::value::RawValue;
 use super::{Now, Receipts};
 use crate::{
     command::{Allow, Command, CommandId, Failure, State, Status},
+    planted::{Bug, planted},
     record::{self, Receipt, SourceId},
     topic::Template,
 };
@@ -248,7 +249,7 @@ impl Commands {
         if let Some(last) = &mut kept.last {
             last.n = last.n.max(hub_n(&command));
         }
-        if kept.sending && !command.idempotent {
+        if kept.sending && !command.idempotent && !planted(Bug::CommandRunAgain) {
             let why = failure("restarted", "the gateway restarted while it was under way");
             self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
         } else {
@@ -379,7 +380,7 @@ impl Commands {
         let next = Status { id: id.clone(), n, state, result, error };
         kept.last = Some(next.clone());
         self.write(id);
-        if state.is_final() {
+        if state.is_final() && !planted(Bug::FinalBeforeJournal) {
             self.unreported.push((next, receipts));
         } else {
             self.out.push_back(Out::Report(next, receipts));
