@@ -110,6 +110,10 @@ impl Lane {
             self.ahead.clear();
             self.ahead_epoch = state.epoch;
         }
+        // What the hub acknowledged meanwhile is not sent from here, and nothing follows on it.
+        while self.ahead.front().is_some_and(|item| end_of(item) <= state.send) {
+            self.ahead.pop_front();
+        }
         let from = match self.ahead.back() {
             Some(last) => end_of(last),
             None => state.send,
