@@ -117,6 +117,9 @@ impl Commands {
         let Step::Sending { expires, .. } = live.step else { return };
         if live.command.idempotent {
             live.step = Step::Waiting { expires, retry: now.instant + RETRY };
+            if let Some(kept) = self.known.get_mut(&id) {
+                kept.may_have_run = true;
+            }
         } else {
             let why = failure(
                 "interrupted",
