@@ -225,8 +225,8 @@ impl Gateway {
                 }
                 self.handle_position(now, &ack.position, false);
             }
-            // Without its journal the gateway can't know what ran already. Nothing could be delivered
-            // now anyway, and the session that begins once the disk is there brings it again.
+            // Without its journal the gateway can't know what ran already. Nothing could be
+            // delivered now anyway, and the session that begins with the disk brings it again.
             HubMessage::Command(_) if self.disk.is_missing && self.is_managed() => {}
             HubMessage::Command(command) => {
                 let command = Command {
