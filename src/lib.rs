@@ -14,6 +14,7 @@
 //! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns, config |
 //! | `link` | northbound: dial, TLS, WebSocket | config, identity, close codes |
 //! | `cli` | the command line and the driver that joins all of them | everything |
+//! | `planted` | faults that the simulation must find; only for tests | nothing else |
 //! | `fuzzing` | any bytes at the ways in; only for tests and fuzz targets | everything |
 //! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol |
 //!
@@ -38,6 +39,7 @@ pub mod identity;
 pub mod link;
 #[cfg(feature = "gateway")]
 pub mod ops;
+pub mod planted;
 pub mod protocol;
 pub mod record;
 #[cfg(feature = "gateway")]

@@ -6,7 +6,10 @@ use super::{
     lane::Place,
     redelivery::{self, Verdict},
 };
-use crate::record::{self, Publish, Reading, Receipt, SourceId};
+use crate::{
+    planted::{Bug, planted},
+    record::{self, Publish, Reading, Receipt, SourceId},
+};
 
 impl Gateway {
     /// Whether publishes may be handed in: false while memory is full of what is not safe.
@@ -88,6 +91,9 @@ impl Gateway {
                 limit,
                 "a publish is larger than spool.max_record_bytes"
             );
+            if planted(Bug::RefusalReceiptEarly) {
+                self.outputs.extend(receipt.map(Output::Safe));
+            }
             self.reports.refuse(now.instant, Some(device), "too_large", receipt);
         } else if !record::is_device_name(device) {
             self.reports.refuse(now.instant, None, "bad_device", receipt);

@@ -11,12 +11,13 @@
 //! Must never take a publish for a known one that is not kept.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
 use super::lane::Place;
 use crate::{
+    planted::{Bug, planted},
     record::{Packet, Publish},
     spool::{Origin, Tail},
 };
@@ -32,7 +33,7 @@ const MAX_SESSIONS: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) struct Redelivery {
-    sessions: HashMap<u64, Session>,
+    sessions: BTreeMap<u64, Session>,
     /// How many publishes of a session are remembered.
     window: usize,
     /// Since start: publishes that were known, and those marked DUP that were kept nonetheless.
@@ -111,6 +112,9 @@ impl Redelivery {
         packet: Packet,
         publish: Publish,
     ) -> Verdict {
+        if planted(Bug::DupTakenForKnown) && packet.dup {
+            return Verdict::Known(vec![(publish, None)]);
+        }
         let Some(session) = self.sessions.get_mut(&packet.session) else {
             self.doubtful += u64::from(packet.dup);
             return Verdict::Keep(vec![publish]);

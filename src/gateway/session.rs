@@ -43,6 +43,10 @@ impl Gateway {
             Ok(Decoded::Message(HubMessage::Welcome(welcome))) if greeting => {
                 self.handle_welcome(now, welcome);
             }
+            // A hub that stops before it said welcome is to be left alone for as long all the same.
+            Ok(Decoded::Message(message @ HubMessage::Drain(_))) if greeting => {
+                self.handle_message(now, message);
+            }
             // Our own hello coming back: an echo, not a hub.
             Ok(Decoded::Unknown(kind)) if greeting && kind == "hello" => {
                 self.give_up_greeting(now, "the server sends back what it gets");
@@ -229,6 +233,9 @@ impl Gateway {
                 }
                 self.handle_position(now, &ack.position, false);
             }
+            // Without its journal the gateway can't know what ran already. Nothing could be
+            // delivered now anyway, and the session that begins with the disk brings it again.
+            HubMessage::Command(_) if self.disk.is_missing && self.is_managed() => {}
             HubMessage::Command(command) => {
                 let command = Command {
                     id: command.id,
@@ -254,6 +261,11 @@ impl Gateway {
             }
             HubMessage::AuthOk { token_expires: None } | HubMessage::Welcome(_) => {}
         }
+    }
+
+    fn is_managed(&self) -> bool {
+        let session = self.uplink.as_ref().and_then(Uplink::session);
+        session.is_some_and(|session| session.managed)
     }
 
     fn handle_error(&mut self, error: ErrorMessage) {

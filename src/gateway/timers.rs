@@ -9,7 +9,10 @@ use super::{
     live::Due,
     uplink::{Phase, Then},
 };
-use crate::protocol::close;
+use crate::{
+    planted::{Bug, planted},
+    protocol::close,
+};
 
 impl Gateway {
     /// When [`Gateway::handle_timeout`] is to be called next.
@@ -76,6 +79,7 @@ impl Gateway {
                     session.handle_token_asked(now.instant);
                     self.outputs.push_back(Output::Token);
                 }
+                Some(Due::Dead(_)) if planted(Bug::DeadLinkNeverFound) => self.handle_frame(now),
                 Some(Due::Dead(why)) => {
                     tracing::info!(why, "the link is dead");
                     uplink.close(now, Then::BackOff, why.into());

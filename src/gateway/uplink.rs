@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Now, hubs::Hubs, live::Session, random::Random};
+use crate::planted::{Bug, planted};
 use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, close};
 
 /// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
@@ -227,7 +228,7 @@ impl Uplink {
     }
 
     pub(super) fn handle_drain(&mut self, drain: Drain) {
-        self.drain = Some(drain);
+        self.drain = Some(drain).filter(|_| !planted(Bug::DrainIgnored));
     }
 
     /// The hub said with an error when to come back, should it end the session.
@@ -318,7 +319,7 @@ impl Uplink {
                 Some(after) => Wait::Hub(after + self.random.up_to(self.settings.backoff.0)),
                 None => self.wait_after_drain(),
             },
-            close::TAKEN_OVER => {
+            close::TAKEN_OVER if !planted(Bug::TakeOverRushed) => {
                 Wait::Every(TAKEN_OVER + self.random.up_to(self.settings.backoff.1))
             }
             close::FINAL_FIRST..=close::FINAL_LAST => Wait::Hub(FINAL),
@@ -357,7 +358,7 @@ impl Uplink {
     fn backoff(&mut self) -> Duration {
         let (first, longest) = self.settings.backoff;
         let wait = first.saturating_mul(1 << self.doublings.min(20)).min(longest);
-        self.doublings += 1;
+        self.doublings += u32::from(!planted(Bug::BackOffNeverGrows));
         self.random.up_to(wait)
     }
 

@@ -10,7 +10,7 @@
 
 pub mod listener;
 pub mod mqtt;
-mod receipts;
+pub mod receipts;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;

@@ -10,9 +10,11 @@ use std::collections::VecDeque;
 
 use rumqttc::QoS;
 
+use crate::planted::{Bug, planted};
+
 /// What a publish is acknowledged with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ack {
+pub enum Ack {
     /// PUBACK, for QoS 1.
     PubAck(u16),
     /// PUBREC, for QoS 2.
@@ -21,7 +23,7 @@ pub(super) enum Ack {
 
 impl Ack {
     /// For a publish of this QoS and packet identifier; QoS 0 has none.
-    pub(super) fn of(qos: QoS, packet_id: u16) -> Option<Self> {
+    pub fn of(qos: QoS, packet_id: u16) -> Option<Self> {
         match qos {
             QoS::AtMostOnce => None,
             QoS::AtLeastOnce => Some(Self::PubAck(packet_id)),
@@ -33,7 +35,7 @@ impl Ack {
 /// The acknowledgements that one connection owes. Its owner bounds it: at its in-flight window it
 /// stops reading.
 #[derive(Debug, Default)]
-pub(super) struct AckOrder {
+pub struct AckOrder {
     /// The number of the publish at the head.
     first: u64,
     owed: VecDeque<(Ack, bool)>,
@@ -41,19 +43,19 @@ pub(super) struct AckOrder {
 
 impl AckOrder {
     /// How many publishes wait for their acknowledgement.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::source) fn len(&self) -> usize {
         self.owed.len()
     }
 
     /// Takes the next publish in; `safe` when nobody needs to keep it. Gives its number, from 0.
-    pub(super) fn push(&mut self, ack: Ack, safe: bool) -> u64 {
+    pub fn push(&mut self, ack: Ack, safe: bool) -> u64 {
         self.owed.push_back((ack, safe));
         self.first + self.owed.len() as u64 - 1
     }
 
     /// Notes that a publish is safe. A number that was never given, or is done with, changes
     /// nothing.
-    pub(super) fn mark_safe(&mut self, number: u64) {
+    pub fn mark_safe(&mut self, number: u64) {
         let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
         if let Some((_, safe)) = place.and_then(|place| self.owed.get_mut(place)) {
             *safe = true;
@@ -61,7 +63,10 @@ impl AckOrder {
     }
 
     /// The next acknowledgement that may leave.
-    pub(super) fn pop_due(&mut self) -> Option<Ack> {
+    pub fn pop_due(&mut self) -> Option<Ack> {
+        if planted(Bug::AcksOutOfOrder) {
+            self.owed.make_contiguous().sort_by_key(|(_, safe)| !safe);
+        }
         let (ack, safe) = *self.owed.front()?;
         if !safe {
             return None;
@@ -72,12 +77,12 @@ impl AckOrder {
     }
 
     /// Whether this acknowledgement is still owed.
-    pub(super) fn owes(&self, ack: Ack) -> bool {
+    pub fn owes(&self, ack: Ack) -> bool {
         self.owed.iter().any(|(owed, _)| *owed == ack)
     }
 
     /// What is still owed, in order.
-    pub(super) fn unpaid(&self) -> impl Iterator<Item = Ack> + '_ {
+    pub fn unpaid(&self) -> impl Iterator<Item = Ack> + '_ {
         self.owed.iter().map(|(ack, _)| *ack)
     }
 }

@@ -400,7 +400,7 @@ impl EpochLog {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod simulated;
+#[cfg(any(test, feature = "planted"))]
+pub mod simulated;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use crate::planted::{Bug, planted};
+
 use super::{
     Disk, EVENTS_SHARE, Entry, EpochLog, Evicted, MAX_SPARES, MIN_SEGMENT_SHARE, PRESSED_EIGHTHS,
     SPARES_SHARE, SkipRange, Spare, Spool, segment,
@@ -17,6 +19,7 @@ impl<D: Disk> Spool<D> {
     /// The position could not be written: nothing was deleted, and the trim is made good by a later
     /// one.
     pub fn trim(&mut self, stream: usize, epoch: u64, acked: u64) -> io::Result<()> {
+        let acked = acked + u64::from(planted(Bug::TrimTooFar));
         let half = self.limits.segment_bytes / 2;
         let logs = &mut self.streams[stream].logs;
         let Some(place) = logs.iter().position(|log| log.epoch == epoch) else { return Ok(()) };
@@ -174,6 +177,9 @@ impl<D: Disk> Spool<D> {
         if let Err(error) = saved {
             self.streams[index].logs[place].skips = before;
             return Err(error);
+        }
+        if planted(Bug::EvictionUntold) {
+            self.streams[index].logs[place].skips.clear();
         }
         self.unlink_oldest(index, epoch);
         if records > 0 {

@@ -23,11 +23,11 @@ use super::{Disk, DiskFile};
 
 /// A disk whose every choice follows from a seed. Clones are the same disk.
 #[derive(Debug, Clone)]
-pub(crate) struct SimulatedDisk(Rc<RefCell<Medium>>);
+pub struct SimulatedDisk(Rc<RefCell<Medium>>);
 
 /// An open file of a [`SimulatedDisk`].
 #[derive(Debug)]
-pub(crate) struct SimulatedFile {
+pub struct SimulatedFile {
     disk: SimulatedDisk,
     file: Rc<RefCell<Content>>,
     _handle: Rc<()>,
@@ -35,11 +35,11 @@ pub(crate) struct SimulatedFile {
 
 /// What was asked of the disk so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Account {
+pub struct Account {
     /// Bytes written to files.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Syncs of files and of the directory.
-    pub(crate) syncs: u64,
+    pub syncs: u64,
 }
 
 #[derive(Debug)]
@@ -74,7 +74,8 @@ enum NameChange {
 }
 
 impl SimulatedDisk {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// An empty one.
+    pub fn new(seed: u64) -> Self {
         Self(Rc::new(RefCell::new(Medium {
             random: Random::new(seed),
             names: Names::new(),
@@ -90,7 +91,7 @@ impl SimulatedDisk {
     }
 
     /// The power goes, and comes again: what is open is lost, no fault is left.
-    pub(crate) fn crash(&self) {
+    pub fn crash(&self) {
         let medium = &mut *self.0.borrow_mut();
         let Medium { random, synced, changes, .. } = medium;
         let in_order = random.one_in(2).then(|| random.below(changes.len() as u64 + 1) as usize);
@@ -120,20 +121,20 @@ impl SimulatedDisk {
     }
 
     /// From now on `after` operations succeed, then `times` fail.
-    pub(crate) fn fail(&self, after: u32, times: u32) {
+    pub fn fail(&self, after: u32, times: u32) {
         self.0.borrow_mut().failing = Some(Failing { after, times });
     }
 
     /// The process is killed after so many operations: the disk takes nothing more of it, and
     /// forgets nothing.
-    pub(crate) fn kill(&self, after: u32) {
+    pub fn kill(&self, after: u32) {
         let mut medium = self.0.borrow_mut();
         medium.failing = Some(Failing { after, times: u32::MAX });
         medium.killed = true;
     }
 
     /// No operation fails any more.
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         let mut medium = self.0.borrow_mut();
         medium.failing = None;
         medium.killed = false;
@@ -142,30 +143,30 @@ impl SimulatedDisk {
     }
 
     /// `room` bytes more can be written.
-    pub(crate) fn leave_room(&self, room: u64) {
+    pub fn leave_room(&self, room: u64) {
         let mut medium = self.0.borrow_mut();
         medium.capacity = Some(medium.used() + room);
     }
 
     /// Every write is refused until the disk is healed.
-    pub(crate) fn make_read_only(&self) {
+    pub fn make_read_only(&self) {
         self.0.borrow_mut().read_only = true;
     }
 
     /// Reads of a part of a file fail from now on.
-    pub(crate) fn make_unreadable(&self, name: &str, range: Range<u64>) {
+    pub fn make_unreadable(&self, name: &str, range: Range<u64>) {
         self.0.borrow().names[name].borrow_mut().unreadable.push(range);
     }
 
     /// Bits of a synced byte turn over.
-    pub(crate) fn flip(&self, name: &str, at: u64, bits: u8) {
+    pub fn flip(&self, name: &str, at: u64, bits: u8) {
         let mut content = self.content(name);
         content[at as usize] ^= bits;
         self.put(name, &content);
     }
 
     /// Puts a file there as if it had been synced long ago.
-    pub(crate) fn put(&self, name: &str, content: &[u8]) {
+    pub fn put(&self, name: &str, content: &[u8]) {
         let mut medium = self.0.borrow_mut();
         let file = Rc::new(RefCell::new(Content::synced(content.to_vec())));
         medium.names.insert(name.into(), file.clone());
@@ -173,24 +174,24 @@ impl SimulatedDisk {
     }
 
     /// What a program reads in a file.
-    pub(crate) fn content(&self, name: &str) -> Vec<u8> {
+    pub fn content(&self, name: &str) -> Vec<u8> {
         self.0.borrow().names[name].borrow().cached.clone()
     }
 
     /// Every file and its length.
-    pub(crate) fn files(&self) -> Vec<(String, u64)> {
+    pub fn files(&self) -> Vec<(String, u64)> {
         let medium = self.0.borrow();
         let length = |file: &Rc<RefCell<Content>>| file.borrow().cached.len() as u64;
         medium.names.iter().map(|(name, file)| (name.clone(), length(file))).collect()
     }
 
     /// Bytes and syncs since the disk was made.
-    pub(crate) fn account(&self) -> Account {
+    pub fn account(&self) -> Account {
         self.0.borrow().account
     }
 
     /// How many files are open.
-    pub(crate) fn open_files(&self) -> usize {
+    pub fn open_files(&self) -> usize {
         Rc::strong_count(&self.0.borrow().handles) - 1
     }
 
@@ -378,14 +379,17 @@ impl DiskFile for SimulatedFile {
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the same seed gives the same run.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The generator of this seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number of all.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, and is no iterator")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -394,12 +398,12 @@ impl Random {
     }
 
     /// Any number below `end`, and nothing else for an `end` of nothing.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
     /// True once in `times`.
-    pub(crate) fn one_in(&mut self, times: u64) -> bool {
+    pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 }

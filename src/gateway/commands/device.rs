@@ -10,19 +10,21 @@ use super::{
 use crate::{
     command::{Command, CommandId, Failure, State},
     gateway::Now,
+    planted::{Bug, planted},
     record::{self, Receipt},
 };
 
 impl Commands {
     pub(super) fn send(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
-        let expires = now.instant + command.ttl.min(MAX_TTL);
+        let ttl = if planted(Bug::ExpiredCommandRuns) { MAX_TTL } else { command.ttl };
+        let expires = now.instant + ttl.min(MAX_TTL);
         if expires <= now.instant {
             self.finish(now, &id, State::Expired, None, None, Receipts::None);
             return;
         }
         self.live.insert(id.clone(), Live { command, step: Step::Journalling { expires } });
-        self.write_sending(&id, true);
+        self.write_sending(&id, !planted(Bug::CommandNotJournalled));
         self.unjournalled.push(id);
     }
 
@@ -115,6 +117,9 @@ impl Commands {
         let Step::Sending { expires, .. } = live.step else { return };
         if live.command.idempotent {
             live.step = Step::Waiting { expires, retry: now.instant + RETRY };
+            if let Some(kept) = self.known.get_mut(&id) {
+                kept.may_have_run = true;
+            }
         } else {
             let why = failure(
                 "interrupted",

@@ -24,6 +24,7 @@ use serde_json::value::RawValue;
 use super::{Now, Receipts};
 use crate::{
     command::{Allow, Command, CommandId, Failure, State, Status},
+    planted::{Bug, planted},
     record::{self, Receipt, SourceId},
     topic::Template,
 };
@@ -92,6 +93,9 @@ pub(super) enum Out {
 struct Kept {
     fingerprint: u64,
     sending: bool,
+    /// A delivery was cut off and another may follow: whatever comes of that one, it may have run.
+    #[serde(default)]
+    may_have_run: bool,
     last: Option<Status>,
     /// Unix milliseconds, after which the id may be forgotten once it is finished.
     keep_until_ms: u64,
@@ -248,7 +252,8 @@ impl Commands {
         if let Some(last) = &mut kept.last {
             last.n = last.n.max(hub_n(&command));
         }
-        if kept.sending && !command.idempotent {
+        kept.may_have_run |= kept.sending;
+        if kept.sending && !command.idempotent && !planted(Bug::CommandRunAgain) {
             let why = failure("restarted", "the gateway restarted while it was under way");
             self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
         } else {
@@ -286,6 +291,7 @@ impl Commands {
         let kept = Kept {
             fingerprint,
             sending: false,
+            may_have_run: false,
             last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
             keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
             unsynced: !now.wall.synced,
@@ -360,6 +366,14 @@ impl Commands {
         let Some(kept) = self.known.get_mut(id) else { return };
         kept.keep_until_ms = kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
         kept.unsynced |= !now.wall.synced;
+        let ends_in_doubt = matches!(state, State::Expired | State::Cancelled) && kept.may_have_run;
+        let (state, error) = if ends_in_doubt {
+            let why =
+                failure("interrupted", "it was delivered once, and how that ended is not known");
+            (State::Unknown, Some(why))
+        } else {
+            (state, error)
+        };
         self.live.remove(id);
         self.deliveries.retain(|_, delivered| delivered != id);
         self.advance(id, state, result, error, receipts);
@@ -379,7 +393,7 @@ impl Commands {
         let next = Status { id: id.clone(), n, state, result, error };
         kept.last = Some(next.clone());
         self.write(id);
-        if state.is_final() {
+        if state.is_final() && !planted(Bug::FinalBeforeJournal) {
             self.unreported.push((next, receipts));
         } else {
             self.out.push_back(Out::Report(next, receipts));

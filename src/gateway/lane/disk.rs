@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Lane, OVERHEAD_BYTES, READ_AHEAD_BYTES, Receipts};
 use crate::{
+    planted::{Bug, planted},
     protocol::Epoch,
     record::Receipt,
     spool::{Entry, Item},
@@ -39,7 +40,7 @@ impl Lane {
 
     /// All that was handed over is on the medium, or none of it counts.
     pub(in crate::gateway) fn handle_appended(&mut self, kept: bool, safe: &mut Vec<Receipt>) {
-        if !kept {
+        if !kept && !planted(Bug::ReceiptAfterFailedWrite) {
             self.appending = self.synced.max(self.last().acked + 1);
             return;
         }
@@ -108,6 +109,10 @@ impl Lane {
         if self.ahead_epoch != state.epoch {
             self.ahead.clear();
             self.ahead_epoch = state.epoch;
+        }
+        // What the hub acknowledged meanwhile is not sent from here, and nothing follows on it.
+        while self.ahead.front().is_some_and(|item| end_of(item) <= state.send) {
+            self.ahead.pop_front();
         }
         let from = match self.ahead.back() {
             Some(last) => end_of(last),

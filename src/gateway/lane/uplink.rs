@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Batch, Landed, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
+    planted::{Bug, planted},
     protocol::{Epoch, Position, Window},
     record::{self, Boot, Receipt},
     spool::Item,
@@ -44,6 +45,9 @@ impl Lane {
     /// The peer ended a session while something was under way: the same batch again and again is
     /// suspect.
     pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self, now: Instant) {
+        if planted(Bug::PoisonNeverSkipped) {
+            return;
+        }
         let Some(batch) = self.flight.front() else { return };
         let (epoch, first) = (Some(batch.epoch), batch.first);
         if (self.suspect.epoch, self.suspect.first) != (epoch, first) {
@@ -115,6 +119,7 @@ impl Lane {
         }
         state.owed = (expected <= state.acked).then_some(expected);
         state.send = expected.max(state.acked + 1);
+        state.send += u64::from(planted(Bug::GapOneTooFar));
         self.drop_flight(|batch| batch.epoch == epoch);
         if self.ahead_epoch == epoch {
             self.ahead.clear();
@@ -183,6 +188,9 @@ impl Lane {
     }
 
     fn has_room(&self) -> bool {
+        if planted(Bug::WindowIgnored) {
+            return true;
+        }
         self.window.records > 0
             && (self.flight_records == 0
                 || (self.flight_records < self.window.records

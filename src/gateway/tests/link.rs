@@ -101,6 +101,16 @@ impl Bench {
         }
     }
 
+    /// What the disk was asked to put into the journal.
+    pub(super) fn journalled(&mut self) -> Vec<(String, Bytes)> {
+        self.look();
+        let changes = self.disk.iter().filter_map(|request| match request {
+            DiskRequest::Journal(changes) => Some(changes.clone()),
+            _ => None,
+        });
+        changes.flatten().collect()
+    }
+
     pub(super) fn up(&mut self) {
         self.gateway.handle_up(self.now, None);
         self.look();

@@ -2,6 +2,7 @@
 //! one seed: links are cut, acks lost, writes fail, the gateway crashes, the power goes. A failing
 //! seed is printed and replays.
 
+mod commands;
 mod hubs;
 mod link;
 mod live;

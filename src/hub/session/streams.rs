@@ -1,10 +1,11 @@
 //! How far each epoch is: handed to the engine, and acknowledged.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Asked, MAX_EPOCHS, MAX_SEQ, Output, Session, Stored};
 use crate::{
     hub::engine::{Applied, Held, Request},
+    planted::{Bug, planted},
     protocol::{
         Ack, Data, Epoch, ErrorMessage, Hello, HubMessage, Payload, Position, Skip, StreamName,
         Window, WireBody, close,
@@ -61,14 +62,14 @@ type Key = (StreamName, Epoch);
 #[derive(Debug)]
 pub(super) struct Streams {
     window: Window,
-    places: HashMap<Key, Place>,
+    places: BTreeMap<Key, Place>,
     /// Epochs with an ack due, oldest first.
     due: Vec<Key>,
 }
 
 impl Streams {
     pub(super) fn new(window: Window) -> Self {
-        Self { window, places: HashMap::new(), due: Vec::new() }
+        Self { window, places: BTreeMap::new(), due: Vec::new() }
     }
 
     pub(super) fn open(&mut self, positions: Vec<Held>) {
@@ -212,6 +213,9 @@ impl Session {
             Admission::Discard => return,
             Admission::Gap(error) => return self.send(&HubMessage::Error(error)),
             Admission::TooMany => return self.break_off("too many epochs are open"),
+        }
+        if planted(Bug::AckBeforeStore) {
+            self.streams.applied(&data.stream, data.epoch, end.unwrap_or(MAX_SEQ), &[]);
         }
         let rejected = rejected(&data, self.options.limits.record_bytes);
         let data = Arc::new(data);
