@@ -51,6 +51,23 @@ pub fn filter_matches(filter: &str, topic: &str) -> bool {
     levels.next().is_none()
 }
 
+/// Whether `broad` matches every topic that `narrow` matches. Both must be valid filters.
+pub fn filter_covers(broad: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && broad.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut levels = narrow.split('/');
+    for wanted in broad.split('/') {
+        match (wanted, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(level)) if level != "#" => {}
+            (literal, Some(level)) if literal == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
 /// What is wrong with a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
@@ -157,6 +174,30 @@ impl Template {
                 Level::Rest | Level::NamedRest(_) => "#",
             })
             .collect();
+        levels.join("/")
+    }
+
+    /// The filter of all that lies at or below this topic of one device:
+    /// `devices/plc-01/commands/#` for `devices/{device}/commands/{command}`. What follows the last
+    /// level that is text or the device is open.
+    pub fn filter_of_device(&self, device: &str) -> String {
+        let is_fixed = |level: &Level| match level {
+            Level::Text(_) => true,
+            Level::Named(name) | Level::NamedRest(name) => name == "device",
+            Level::Any | Level::Rest => false,
+        };
+        let fixed = self.levels.iter().rposition(is_fixed).map_or(0, |last| last + 1);
+        let mut levels: Vec<&str> = self.levels[..fixed]
+            .iter()
+            .map(|level| match level {
+                Level::Text(text) => text.as_str(),
+                level if is_fixed(level) => device,
+                _ => "+",
+            })
+            .collect();
+        if fixed < self.levels.len() {
+            levels.push("#");
+        }
         levels.join("/")
     }
 
@@ -291,6 +332,39 @@ mod tests {
             ("a/+/c", "a//c", true),
         ] {
             assert_eq!(filter_matches(filter, topic), matches, "{filter} against {topic}");
+        }
+    }
+
+    #[test]
+    fn a_filter_covers_what_it_always_matches() {
+        for (broad, narrow, covers) in [
+            ("a/#", "a/#", true),
+            ("a/#", "a/+/c", true),
+            ("a/#", "a", true),
+            ("a/#", "#", false),
+            ("a/#", "+/b", false),
+            ("a/b/#", "a/+/#", false),
+            ("a/+", "a/#", false),
+            ("a/+", "a/+", true),
+            ("a/+", "a/b", true),
+            ("a/b", "a/+", false),
+            ("#", "a/#", true),
+            ("#", "$SYS/#", false),
+            ("+/x", "$SYS/x", false),
+        ] {
+            assert_eq!(filter_covers(broad, narrow), covers, "{broad} over {narrow}");
+        }
+    }
+
+    #[test]
+    fn a_device_has_its_part_of_a_template() {
+        for (text, filter) in [
+            ("devices/{device}/commands/{command}", "devices/d/commands/#"),
+            ("{device}/{command}", "d/#"),
+            ("cmd/{command}/{device}", "cmd/+/d"),
+            ("cmd/{device...}", "cmd/d"),
+        ] {
+            assert_eq!(template(text).filter_of_device("d"), filter, "{text}");
         }
     }
 

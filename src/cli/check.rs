@@ -98,18 +98,31 @@ fn explain_mqtt(mqtt: &Mqtt) -> String {
 
 fn explain_listener(listener: &Listener) -> Vec<String> {
     let mut lines = Vec::new();
+    let proofs = |ca: Option<&PathBuf>| {
+        let by_certificate = ca.map(|file| format!("a certificate of {}", file.display()));
+        let by_password = (listener.users_file.as_ref())
+            .map(|file| format!("a name and password of {}", file.display()));
+        let proofs: Vec<String> = by_certificate.into_iter().chain(by_password).collect();
+        match (proofs.is_empty(), listener.anonymous) {
+            (true, true) => " and need not say who they are".into(),
+            (true, false) => String::new(),
+            (false, true) => format!(" and may show {}", proofs.join(" or ")),
+            (false, false) => format!(" and must show {}", proofs.join(" or ")),
+        }
+    };
     if let Some(bind) = listener.bind {
-        lines.push(format!("Devices on this machine connect to it by MQTT on {bind}."));
+        let from = if bind.ip().is_loopback() { " on this machine" } else { "" };
+        let proofs = proofs(None);
+        lines.push(format!("Devices{from} connect to it by MQTT on {bind}{proofs}."));
     }
     if let Some(tls) = &listener.tls {
-        lines.push(format!(
-            "Devices connect to it by MQTT over TLS on {} and must show a certificate of {}.",
-            tls.bind,
-            tls.client_ca_file.display()
-        ));
+        let (bind, proofs) = (tls.bind, proofs(tls.client_ca_file.as_ref()));
+        lines.push(format!("Devices connect to it by MQTT over TLS on {bind}{proofs}."));
     }
+    let rate = listener.max_publish_rate;
+    let rate = rate.map(|rate| format!(" and {rate} publishes a second")).unwrap_or_default();
     lines.push(format!(
-        "At most {} devices at once, each with up to {} publishes unacknowledged.",
+        "At most {} devices at once, each with up to {} publishes unacknowledged{rate}.",
         listener.max_clients, listener.max_inflight
     ));
     lines
@@ -145,11 +158,19 @@ fn explain_uplink(uplink: &Uplink) -> Vec<String> {
         Mode::Plain => "any WebSocket server (at least once)",
         Mode::Auto => "a hub if it answers as one, else as a plain WebSocket server",
     };
-    let by = match (&uplink.client_cert, &uplink.token_file) {
-        (Some(_), Some(_)) => "a client certificate and a token",
-        (Some(_), None) => "a client certificate",
-        (None, Some(_)) => "a token",
-        (None, None) => "nothing: the server must not ask who it is",
+    let certificate = uplink.client_cert.as_ref().map(|_| "a client certificate".to_owned());
+    let token = match (&uplink.token_file, &uplink.jwt) {
+        (_, Some(jwt)) => Some(format!(
+            "a token that it signs for each connection, good for {}",
+            show_duration(jwt.lifetime)
+        )),
+        (Some(_), None) => Some("a token".into()),
+        (None, None) => None,
+    };
+    let by = match (certificate, token) {
+        (Some(certificate), Some(token)) => format!("{certificate} and {token}"),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => "nothing: the server must not ask who it is".into(),
     };
     let mut lines = vec![
         format!("Records go to {}, taken for {mode}.", explain_hubs(uplink)),
@@ -215,16 +236,16 @@ fn explain_commands(commands: &Commands) -> Vec<String> {
 
 /// A file that a connection depends on.
 #[derive(Debug)]
-struct CredentialFile {
-    key: &'static str,
-    path: PathBuf,
+pub(super) struct CredentialFile {
+    pub(super) key: &'static str,
+    pub(super) path: PathBuf,
     /// A key, a token or a password: nobody else may read it.
     secret: bool,
 }
 
 /// What a look at it showed.
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
+pub(super) enum Finding {
     Readable,
     /// This user may not read it; the gateway's may.
     NotForThisUser,
@@ -232,7 +253,7 @@ enum Finding {
     Unusable(String),
 }
 
-fn credential_files(config: &Config) -> Vec<CredentialFile> {
+pub(super) fn credential_files(config: &Config) -> Vec<CredentialFile> {
     let mut files = Vec::new();
     let mut add = |key, path: Option<&PathBuf>, secret| {
         files.extend(path.map(|path| CredentialFile { key, path: path.clone(), secret }));
@@ -243,6 +264,7 @@ fn credential_files(config: &Config) -> Vec<CredentialFile> {
         add("uplink.client_cert_file", pair.map(|pair| &pair.0), false);
         add("uplink.client_key_file", pair.map(|pair| &pair.1), true);
         add("uplink.token_file", uplink.token_file.as_ref(), true);
+        add("uplink.jwt.key_file", uplink.jwt.as_ref().map(|jwt| &jwt.key_file), true);
         let proxy = uplink.hubs.iter().find_map(|hub| hub.proxy.as_ref());
         if let Some(ProxyLogin::File { password_file, .. }) =
             proxy.and_then(|proxy| proxy.login.as_ref())
@@ -260,12 +282,14 @@ fn credential_files(config: &Config) -> Vec<CredentialFile> {
     if let Some(tls) = config.listener.as_ref().and_then(|listener| listener.tls.as_ref()) {
         add("listener.cert_file", Some(&tls.cert_file), false);
         add("listener.key_file", Some(&tls.key_file), true);
-        add("listener.client_ca_file", Some(&tls.client_ca_file), false);
+        add("listener.client_ca_file", tls.client_ca_file.as_ref(), false);
     }
+    let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
+    add("listener.users_file", users_file, true);
     files
 }
 
-fn look_at(file: &CredentialFile) -> Finding {
+pub(super) fn look_at(file: &CredentialFile) -> Finding {
     let metadata = match std::fs::metadata(&file.path) {
         Ok(metadata) => metadata,
         Err(error) => return unreadable(&error),

@@ -54,7 +54,7 @@ const STOP_ACKS: Duration = Duration::from_millis(500);
 const STOP_CLOSE: Duration = Duration::from_millis(500);
 
 /// Makes links: everything about a hub, by its place in the configuration, but the moment.
-pub(super) type Dialer = Box<dyn Fn(usize, bool) -> Result<link::Target, String> + Send>;
+pub(super) type Dialer = Box<dyn FnMut(usize, bool) -> Result<link::Target, String> + Send>;
 
 /// A running source.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub(super) struct State {
     link: Option<Link>,
     /// The end of the certificate that the hub on the link proved itself by, if it did.
     valid_until_ms: Option<u64>,
-    sent_bytes: u64,
+    made_room_bytes: u64,
     received_bytes: u64,
     /// What each source last said of itself.
     source_states: HashMap<SourceId, (bool, String)>,
@@ -341,9 +341,9 @@ impl Driver {
 
     fn note_progress(&mut self, now: Now) {
         let Some(link) = &self.state.link else { return };
-        let sent = link.counters.sent.load(Relaxed);
-        if sent != self.state.sent_bytes {
-            self.state.sent_bytes = sent;
+        let made_room = link.counters.made_room.load(Relaxed);
+        if made_room != self.state.made_room_bytes {
+            self.state.made_room_bytes = made_room;
             self.gateway.handle_progress(now);
         }
         // Half a frame shows as well that the peer lives.
@@ -406,7 +406,7 @@ impl Driver {
             }
             Output::Dial { hub, managed } => match (self.dialer)(hub, managed) {
                 Ok(target) => {
-                    (self.state.sent_bytes, self.state.received_bytes) = (0, 0);
+                    (self.state.made_room_bytes, self.state.received_bytes) = (0, 0);
                     self.state.link = Some(link::open(target));
                 }
                 Err(error) => self.gateway.handle_ended(self.now(), &Ended::Dial(error)),

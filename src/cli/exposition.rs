@@ -132,6 +132,15 @@ pub(super) fn exposition(status: &Value) -> String {
             sample(&mut out, metric.name, &labels, &stream[metric.place[0]]);
         }
     }
+    let certificates = all("certificates");
+    if !certificates.is_empty() {
+        let help = "Whole days until a certificate expires; negative when it has";
+        head(&mut out, "certificate_days_left", false, help);
+        for certificate in certificates {
+            let labels = [("key", &certificate["key"])];
+            sample(&mut out, "certificate_days_left", &labels, &certificate["days_left"]);
+        }
+    }
     head(&mut out, "source_up", false, "Whether a source hears its devices");
     for source in all("sources") {
         let up = Value::from(u8::from(source["up"] == true));
@@ -216,6 +225,7 @@ mod tests {
         wear.note(now, Load { spool_bytes: 5, written_bytes: 21, appended_bytes: 20, syncs: 3 });
         status["spool"] = wear.to_json(now);
         status["version"] = "1.2.3".into();
+        status["certificates"] = json!([{ "key": "listener.cert_file", "days_left": 1234 }]);
         status["sources"] = json!([{ "name": "listener", "up": true, "detail": "" }]);
         status
     }

@@ -3,9 +3,16 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod device;
+mod dialer;
 mod disk;
+mod doctor;
 mod driver;
+mod enroll;
+mod expiry;
 mod exposition;
+mod identity;
+mod options;
 mod reload;
 mod run;
 mod send;
@@ -92,6 +99,22 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Which devices may connect to the listener by name and password
+    #[command(subcommand)]
+    Device(device::Command),
+    /// Try each thing that the gateway needs, and say what mends it: clock, DNS, TLS, disk, broker
+    Doctor {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Get this board an identity from a hub, by a code that the hub gave out
+    Enroll(enroll::Arguments),
+    /// The device key and its certificate: make, request, import, show, renew
+    #[command(subcommand)]
+    Identity(identity::Command),
     /// What the spool holds: look at it, check it, take it out, let go of it
     #[command(subcommand)]
     Spool(spool::Command),
@@ -162,6 +185,10 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reload { file, wait } => {
             with_config(&file.config, |config| reload::reload(config, wait))
         }
+        Command::Device(command) => device::device(command),
+        Command::Doctor { file, json } => doctor::doctor(&file.config, json),
+        Command::Enroll(arguments) => enroll::enroll(&arguments),
+        Command::Identity(command) => identity::identity(&command),
         Command::Spool(command) => spool::spool(&command),
         #[cfg(feature = "demo")]
         Command::Demo { r#for } => demo::demo(r#for),
@@ -170,6 +197,23 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             unreachable!("handled above, before the log is started")
         }
     }
+}
+
+/// Runs `work` to its end, on this thread.
+///
+/// # Panics
+/// When the kernel gives no event loop: nothing can be done then.
+fn with_runtime<T>(work: impl Future<Output = T>) -> T {
+    let mut done = None;
+    run_to_end(Box::pin(async { done = Some(work.await) }));
+    done.expect("it ran to its end")
+}
+
+/// One event loop's code for all commands: boards are small.
+#[inline(never)]
+fn run_to_end(work: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("the kernel gives an event loop").block_on(work);
 }
 
 fn with_config(file: &std::path::Path, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {

@@ -14,10 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    driver::Dialer,
-    run::{dialer, prepare},
-};
+use super::{dialer::dialer, driver::Dialer, expiry, run::prepare};
 use crate::{
     config::{Config, Uplink},
     identity::Clock,
@@ -28,11 +25,12 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The keys that count without a restart.
-const LIVE: [&str; 5] = [
+const LIVE: [&str; 6] = [
     "uplink.ca_file",
     "uplink.client_cert_file",
     "uplink.client_key_file",
     "uplink.token_file",
+    "uplink.jwt",
     "uplink.connect_timeout",
 ];
 
@@ -90,6 +88,11 @@ impl Reload {
         Self { running, clock, last: started.clone(), started }
     }
 
+    /// The gateway's own certificates and their days, for `status`.
+    pub(super) fn certificates(&self) -> Value {
+        expiry::account(&self.running, expiry::moment(&self.clock))
+    }
+
     /// Reads the file. Gives what dials from now on, and an account for whoever asked.
     ///
     /// # Errors
@@ -123,7 +126,8 @@ impl Reload {
         } else {
             tracing::warn!(?changed, ?restart, "the configuration is read anew; restart for these");
         }
-        let dialer = dialer(merged.uplink.clone(), parts.uplink_tls);
+        let dialer =
+            dialer(merged.uplink.clone(), parts.tokens, parts.uplink_tls, self.clock.clone());
         self.running = merged;
         self.last = last;
         Ok((dialer, account))
@@ -135,6 +139,7 @@ fn take_over_live(running: &mut Uplink, new: Uplink) {
     running.ca_file = new.ca_file;
     running.client_cert = new.client_cert;
     running.token_file = new.token_file;
+    running.jwt = new.jwt;
     running.connect_timeout = new.connect_timeout;
 }
 

@@ -11,17 +11,19 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use super::{
+    dialer::{dialer, via},
     disk::{self, Found, Opening},
     driver::{self, Driver, Source, State},
+    expiry,
     reload::Reload,
 };
 use crate::{
-    config::{self, Config, ConfigError, Credentials, Durability, Proxy, ProxyLogin},
+    config::{Config, ConfigError, Durability, Listener},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, Clock, IdentityError, Token},
+    identity::{self, ClientCertificates, Clock, FollowedTls, IdentityError, TokenSource},
     link,
     ops::control,
-    protocol::{DEFAULT_MESSAGE_BYTES, Epoch, SUBPROTOCOL_JSON, StreamName},
+    protocol::{Epoch, StreamName},
     record::SourceId,
     source::{NOTICE_QUEUE, PUBLISH_QUEUE, Sink, listener, mqtt},
     spool::Limits,
@@ -80,7 +82,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
 /// What has to be right before anything starts: a fault here is one of the configuration.
 pub(super) struct Parts {
     id: String,
-    pub(super) uplink_tls: Option<Arc<rustls::ClientConfig>>,
+    pub(super) uplink_tls: Option<FollowedTls>,
+    pub(super) tokens: Option<TokenSource>,
     mqtt_tls: Option<Arc<rustls::ClientConfig>>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
@@ -91,16 +94,10 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     let uplink_tls = uplink
         .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
-            let pair = uplink.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(uplink.ca_file.as_deref(), pair, clock)
+            FollowedTls::load(uplink.ca_file.clone(), uplink.client_cert.clone(), clock.clone())
         })
         .transpose()
         .context("uplink")?;
-    if let Some(file) = uplink.and_then(|uplink| uplink.token_file.as_ref()) {
-        // Read again at each attempt, so that a new token needs no restart; looked at now, so that
-        // a fault shows now.
-        Token::from_file(file).context("uplink.token_file")?;
-    }
     for proxy in uplink.iter().flat_map(|uplink| &uplink.hubs).filter_map(|hub| hub.proxy.as_ref())
     {
         via(proxy).context("uplink.proxy_password_file")?;
@@ -112,15 +109,37 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
         })
         .transpose()
         .context("mqtt")?;
-    let listener_tls = (config.listener.as_ref().and_then(|listener| listener.tls.as_ref()))
-        .map(|tls| identity::server_tls(&tls.cert_file, &tls.key_file, &tls.client_ca_file, clock))
+    let listener_tls = (config.listener.as_ref())
+        .and_then(|listener| listener_tls(listener, clock))
         .transpose()
         .context("listener")?;
+    let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
+    let users = users_file.map(|file| identity::Users::from_file(file)).transpose();
+    users.context("listener.users_file")?;
     let id = match &config.gateway.id {
         Some(id) => id.clone(),
         None => identity::gateway_id(client_cert.map(|(cert, _)| &**cert)).context("gateway.id")?,
     };
-    Ok(Parts { id, uplink_tls, mqtt_tls, listener_tls })
+    let tokens = uplink.and_then(|uplink| TokenSource::of(uplink, &id));
+    if let Some(tokens) = &tokens {
+        // Asked again at each attempt, so that a new one needs no restart; asked now, so that a
+        // fault shows now.
+        tokens.token(clock.now().0.unix_ms).context("uplink: the token")?;
+    }
+    Ok(Parts { id, uplink_tls, tokens, mqtt_tls, listener_tls })
+}
+
+fn listener_tls(
+    listener: &Listener,
+    clock: &Arc<Clock>,
+) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
+    let tls = listener.tls.as_ref()?;
+    let clients = match &tls.client_ca_file {
+        None => ClientCertificates::Unasked,
+        Some(file) if listener.needs_certificate() => ClientCertificates::Required(file),
+        Some(file) => ClientCertificates::Optional(file),
+    };
+    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients, clock))
 }
 
 async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
@@ -164,8 +183,8 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     let mut sources = Vec::new();
     if let Some(listener) = &config.listener {
         let sink = sink(sources.len());
-        let running =
-            listener::start(listener, interests.clone(), parts.listener_tls, sink).await?;
+        let topics = listener::Topics::new(interests.clone(), &config, &parts.id);
+        let running = listener::start(listener, topics, parts.listener_tls, sink).await?;
         sources.push(Source { name: "listener", requests: running.requests, task: running.task });
     }
     if let Some(mqtt) = &config.mqtt {
@@ -189,6 +208,7 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     for note in &config.notes {
         tracing::info!("{note}");
     }
+    tokio::spawn(expiry::watch(config.clone(), clock.clone()));
     let driver = Driver {
         gateway,
         disk,
@@ -197,7 +217,7 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
         questions,
         network: link::watch_network(),
         sources,
-        dialer: dialer(config.uplink.clone(), parts.uplink_tls),
+        dialer: dialer(config.uplink.clone(), parts.tokens, parts.uplink_tls, clock.clone()),
         urls,
         send_topic: config.telemetry.first().map(|rule| rule.topic.clone()),
         reload: Reload::new(config, clock.clone()),
@@ -209,7 +229,7 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
 }
 
-fn spool_dir(config: &Config) -> PathBuf {
+pub(super) fn spool_dir(config: &Config) -> PathBuf {
     config.gateway.state_dir.join("spool")
 }
 
@@ -284,43 +304,6 @@ fn settings(
         epoch,
         seed,
     }
-}
-
-pub(super) fn dialer(
-    uplink: Option<config::Uplink>,
-    tls: Option<Arc<rustls::ClientConfig>>,
-) -> driver::Dialer {
-    Box::new(move |hub, managed| {
-        let uplink = uplink.as_ref().ok_or("there is no [uplink] url")?;
-        let hub = &uplink.hubs[hub];
-        let bearer = uplink.token_file.as_deref().map(Token::from_file).transpose();
-        let proxy = hub.proxy.as_ref().map(via).transpose();
-        Ok(link::Target {
-            url: hub.url.clone(),
-            subprotocols: if managed { vec![SUBPROTOCOL_JSON.into()] } else { Vec::new() },
-            bearer: bearer.map_err(|error| error.to_string())?,
-            tls: tls.clone(),
-            ca_file: uplink.ca_file.clone(),
-            proxy: proxy.map_err(|error| error.to_string())?,
-            bind_interface: uplink.bind_interface.clone(),
-            connect_timeout: uplink.connect_timeout,
-            max_message_bytes: DEFAULT_MESSAGE_BYTES,
-        })
-    })
-}
-
-/// The way through a proxy, its password read anew: a changed one needs no restart.
-fn via(proxy: &Proxy) -> Result<link::Via, IdentityError> {
-    let Proxy { kind, host, port, login } = proxy;
-    let credentials = match login {
-        Some(ProxyLogin::File { user, password_file }) => {
-            let password = identity::password(password_file)?;
-            Some(Credentials { user: user.clone(), password })
-        }
-        Some(ProxyLogin::Given(credentials)) => Some(credentials.clone()),
-        None => None,
-    };
-    Ok(link::Via { kind: *kind, host: host.clone(), port: *port, credentials })
 }
 
 /// Two numbers that no other start has.

@@ -82,6 +82,11 @@ fn describe(status: &Value) -> String {
         }
     }
     line("uplink", link);
+    for certificate in status["certificates"].as_array().into_iter().flatten() {
+        let days_left = text(&certificate["days_left"]);
+        let until = format!("{days_left} days left, {}", text(&certificate["key"]));
+        line("certificate", until);
+    }
     line("clock", clock(&status["clock"]));
     for source in status["sources"].as_array().into_iter().flatten() {
         let up = if source["up"] == true { "up" } else { "down" };

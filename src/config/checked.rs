@@ -1,19 +1,16 @@
 //! From what was written to what is meant: each table becomes its part of the [`Config`], with its
 //! defaults, or says why it can't.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
-    Commands, Config, Durability, Gateway, Listener, ListenerTls, Mqtt, Spool, Telemetry,
+    Commands, Config, Durability, Gateway, Listener, Mqtt, Spool, Telemetry,
     error::{Fault, Origin},
+    listener::listener,
     raw::Raw,
     reader::{Places, Reader},
-    uplink::uplink,
-    values::{address, broker_url, is_loopback},
+    uplink::{jwt, uplink},
+    values::{broker_url, is_loopback},
 };
 use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
 
@@ -31,7 +28,17 @@ const HOUR: Duration = Duration::from_secs(3_600);
 pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec<Fault>) -> Config {
     let mut notes = Vec::new();
     let gateway = gateway(&mut Reader::of(raw, "gateway", places, faults), places);
-    let uplink = uplink(&mut Reader::of(raw, "uplink", places, faults), places);
+    let mut uplink = uplink(&mut Reader::of(raw, "uplink", places, faults), places);
+    if !raw.all("uplink.jwt").is_empty() {
+        let jwt = jwt(&mut Reader::of(raw, "uplink.jwt", places, faults), &gateway.state_dir);
+        if let Some(uplink) = &mut uplink {
+            uplink.jwt = Some(jwt);
+            if uplink.token_file.take().is_some() {
+                let note = "uplink.token_file: it is not used, for [uplink.jwt] makes the tokens";
+                notes.push(note.into());
+            }
+        }
+    }
     let spool = spool(&mut Reader::of(raw, "spool", places, faults), &mut notes);
     let mqtt = match raw.all("mqtt") {
         [] => None,
@@ -39,7 +46,7 @@ pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec
     };
     let listener = match raw.all("listener") {
         [] => None,
-        _ => listener(&mut Reader::of(raw, "listener", places, faults)),
+        _ => listener(&mut Reader::of(raw, "listener", places, faults), &mut notes),
     };
     if let (Some(mqtt), Some(listener)) = (&mqtt, &listener) {
         let reader = &mut Reader::of(raw, "listener", places, faults);
@@ -158,51 +165,6 @@ fn mqtt(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Option<Mqtt> {
         max_inflight: reader.count("max_inflight", 20, 1..=u16::MAX),
     };
     url.map(|_| mqtt)
-}
-
-fn listener(reader: &mut Reader<'_>) -> Option<Listener> {
-    let default = || Some(SocketAddr::from(([127, 0, 0, 1], 1883)));
-    let bind = match reader.has("bind") || reader.has("tls_bind") {
-        true => reader.parsed("bind", |text| match address(text)? {
-            address if address.ip().is_loopback() => Ok(address),
-            address => Err(format!(
-                "devices could connect to {address} without authentication; \
-                 use tls_bind with client_ca_file"
-            )),
-        }),
-        false => default(),
-    };
-    let files = ["cert_file", "key_file", "client_ca_file"];
-    let paths = files.map(|key| reader.path(key));
-    let mut tls_bind = None;
-    if reader.has("tls_bind") {
-        tls_bind = reader.parsed("tls_bind", address);
-        for key in files.into_iter().filter(|key| !reader.has(key)).collect::<Vec<_>>() {
-            reader.fault(
-                "tls_bind",
-                format!("it needs {key}; write cert_file, key_file and client_ca_file"),
-            );
-        }
-    } else {
-        for key in files.into_iter().filter(|key| reader.has(key)).collect::<Vec<_>>() {
-            reader.fault(key, "it is of no use without tls_bind; write both or neither");
-        }
-    }
-    if tls_bind.is_some_and(|tls| tls.port() != 0 && bind == Some(tls)) {
-        reader.fault("tls_bind", "bind has the same address; write another port");
-    }
-    let tls = match (tls_bind, paths) {
-        (Some(bind), [Some(cert_file), Some(key_file), Some(client_ca_file)]) => {
-            Some(ListenerTls { bind, cert_file, key_file, client_ca_file })
-        }
-        _ => None,
-    };
-    Some(Listener {
-        bind,
-        tls,
-        max_clients: reader.count("max_clients", 100, 1..=10_000).into(),
-        max_inflight: reader.count("max_inflight", 100, 1..=u16::MAX).into(),
-    })
 }
 
 /// A broker on this machine and the listener can't have the same port: whichever starts first would

@@ -13,7 +13,7 @@ use toml::de::DeValue;
 use super::{
     error::{Fault, Origin},
     proxy::ProxyEnvironment,
-    raw::{Entry, Key, Raw, Section, Value, find_key, find_table},
+    raw::{Entry, Key, Raw, Section, TABLES, Value, find_key, find_table},
 };
 
 const PREFIX: &str = "FIELDGATE_";
@@ -76,7 +76,11 @@ fn apply(
     faults: &mut Vec<Fault>,
 ) -> Result<(), String> {
     let origin = Origin::Variable(name.into());
-    let Some((table, key)) = path.split_once('.') else {
+    let within = TABLES.iter().find_map(|table| {
+        let key = path.strip_prefix(table.name)?.strip_prefix('.')?;
+        table.name.contains('.').then_some((table.name, key))
+    });
+    let Some((table, key)) = within.or_else(|| path.split_once('.')) else {
         let table = find_table(path)?;
         if !table.many {
             return Err(format!(

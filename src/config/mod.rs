@@ -8,6 +8,7 @@
 mod checked;
 mod environment;
 mod error;
+mod listener;
 mod nearest;
 mod proxy;
 mod raw;
@@ -27,6 +28,7 @@ use std::{
 
 pub use error::ConfigError;
 pub use proxy::{Credentials, Proxy, ProxyKind, ProxyLogin};
+pub use uplink::{IDENTITY_DIR, IDENTITY_KEY};
 pub use values::{duration, show_duration, show_size};
 
 use self::{
@@ -88,7 +90,7 @@ impl Config {
         file: &Path,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let (config, faults) = parse(text, file, env)?;
+        let (config, faults) = parse(text, file, env.collect())?;
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(file, faults)) }
     }
 }
@@ -112,7 +114,7 @@ impl SpoolPlace {
         let file = path.unwrap_or(Path::new("environment"));
         let text = path.map(read_file).transpose();
         let text = text.map_err(|text| fault(file, Origin::File, text))?.unwrap_or_default();
-        let (config, mut faults) = parse(&text, file, variables(file)?.into_iter())?;
+        let (config, mut faults) = parse(&text, file, variables(file)?)?;
         let is_size =
             !faults.iter().any(|fault| matches!(&*fault.key, "spool" | "spool.max_bytes"));
         // A misspelt state_dir would lead to another gateway's spool.
@@ -130,11 +132,11 @@ impl SpoolPlace {
 fn parse(
     text: &str,
     file: &Path,
-    env: impl Iterator<Item = (String, String)>,
+    env: Vec<(String, String)>,
 ) -> Result<(Config, Vec<Fault>), ConfigError> {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
     let folder = absolute.parent().unwrap_or(Path::new("/")).into();
-    let places = Places { folder, environment: Environment::read(env) };
+    let places = Places { folder, environment: Environment::read(env.into_iter()) };
     let mut faults = Vec::new();
     let mut raw =
         Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;
@@ -207,8 +209,10 @@ pub struct Uplink {
     pub ca_file: Option<PathBuf>,
     /// The client certificate's chain and its key, for mTLS.
     pub client_cert: Option<(PathBuf, PathBuf)>,
-    /// A bearer token.
+    /// A bearer token; `None` beside `jwt`.
     pub token_file: Option<PathBuf>,
+    /// Tokens that the gateway signs itself.
+    pub jwt: Option<Jwt>,
     /// A Ping is sent when nothing was received for so long.
     pub ping_interval: Duration,
     /// How long its Pong may take.
@@ -225,6 +229,21 @@ pub struct Uplink {
     pub return_after: Duration,
     /// Whether commands of a plain server are obeyed.
     pub plain_commands: bool,
+}
+
+/// `[uplink.jwt]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Jwt {
+    /// What tokens are signed with: the identity's key, where no other is named.
+    pub key_file: PathBuf,
+    /// The hub that they are for; `None`: the first hub's name.
+    pub audience: Option<String>,
+    /// How long each is good.
+    pub lifetime: Duration,
+    /// Who issues them.
+    pub issuer: Option<String>,
+    /// The key's name at the hub.
+    pub kid: Option<String>,
 }
 
 /// A hub and the way to it.
@@ -247,6 +266,16 @@ pub struct HubUrl {
     pub port: u16,
     /// Path and query, at least `/`.
     pub path: String,
+}
+
+impl HubUrl {
+    /// Takes a `wss://` URL apart, or a `ws://` one of this machine.
+    ///
+    /// # Errors
+    /// In words: what is wrong, and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        values::hub_url(text)
+    }
 }
 
 impl fmt::Display for HubUrl {
@@ -323,12 +352,18 @@ pub struct Mqtt {
 /// `[listener]`
 #[derive(Debug, Clone)]
 pub struct Listener {
-    /// Plain MQTT, on a loopback address only.
+    /// Plain MQTT.
     pub bind: Option<SocketAddr>,
     /// MQTT over TLS.
     pub tls: Option<ListenerTls>,
+    /// Who may connect by name and password.
+    pub users_file: Option<PathBuf>,
+    /// Whether the file says that who does not say who it is may connect everywhere.
+    pub anonymous: bool,
     /// The most clients at once.
     pub max_clients: usize,
+    /// Publishes of one client in a second.
+    pub max_publish_rate: Option<u16>,
     /// Publishes of one client that may wait for their PUBACK.
     pub max_inflight: usize,
 }
@@ -342,8 +377,21 @@ pub struct ListenerTls {
     pub cert_file: PathBuf,
     /// Its key.
     pub key_file: PathBuf,
-    /// Whose certificates devices must show.
-    pub client_ca_file: PathBuf,
+    /// Whose certificates devices may show.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Whether a client may connect that does not say who it is: where there are no users, on a
+    /// loopback address only.
+    pub fn takes_anonymous(&self) -> bool {
+        self.anonymous || self.users_file.is_none()
+    }
+
+    /// Whether a client of `tls_bind` must show a certificate, for want of another way in.
+    pub fn needs_certificate(&self) -> bool {
+        self.users_file.is_none() && !self.anonymous
+    }
 }
 
 /// `[[telemetry]]`

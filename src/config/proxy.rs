@@ -6,6 +6,8 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::{HubUrl, values};
 
 /// A proxy.
@@ -50,7 +52,7 @@ pub struct Credentials {
     /// The user.
     pub user: String,
     /// The password, for the proxy alone.
-    pub password: String,
+    pub password: Zeroizing<String>,
 }
 
 impl fmt::Debug for Credentials {
@@ -152,6 +154,7 @@ fn with_userinfo(text: &str) -> Result<Proxy, String> {
             let decoded = percent_decoded(user).zip(percent_decoded(password));
             let (user, password) =
                 decoded.ok_or("its user or password is not UTF-8 in %XX; write it so")?;
+            let password = Zeroizing::new(password);
             (Some(ProxyLogin::Given(Credentials { user, password })), rest)
         }
     };

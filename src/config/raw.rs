@@ -48,7 +48,7 @@ impl Key {
 }
 
 /// Every table and key (the contract of the configuration: names and meanings stay).
-pub(super) const TABLES: [Table; 7] = [
+pub(super) const TABLES: [Table; 8] = [
     Table {
         name: "gateway",
         many: false,
@@ -76,6 +76,17 @@ pub(super) const TABLES: [Table; 7] = [
             key("backoff_max", r#""60s""#),
             key("return_after", r#""10m""#),
             key("plain_commands", "false"),
+        ],
+    },
+    Table {
+        name: "uplink.jwt",
+        many: false,
+        keys: &[
+            key("key_file", r#""gw.key""#),
+            key("audience", r#""hub.example.com""#),
+            key("lifetime", r#""10m""#),
+            key("issuer", r#""gw-7f3a""#),
+            key("kid", r#""gw-7f3a""#),
         ],
     },
     Table {
@@ -116,7 +127,11 @@ pub(super) const TABLES: [Table; 7] = [
             key("cert_file", r#""listener.pem""#),
             key("key_file", r#""listener.key""#),
             key("client_ca_file", r#""devices-ca.pem""#),
+            key("users_file", r#""devices""#),
+            key("allow_anonymous", "false"),
+            key("allow_cleartext_passwords", "false"),
             key("max_clients", "100"),
+            key("max_publish_rate", "100"),
             key("max_inflight", "100"),
         ],
     },
@@ -143,11 +158,8 @@ pub(super) const TABLES: [Table; 7] = [
 /// What the contract has and this version has not, and what to do instead. Refused rather than
 /// ignored: a gateway that only seems to do as it is told is worse than one that says that it
 /// can't.
-const NOT_AVAILABLE: [(&str, &str, &str); 3] = [
-    ("uplink.jwt", "signing tokens", "remove it; use token_file or a client certificate"),
-    ("listener.users_file", "a file of users", "remove it; use tls_bind with client_ca_file"),
-    ("socket", "a socket for programs", "remove it; they can publish to the [listener]"),
-];
+const NOT_AVAILABLE: [(&str, &str, &str); 1] =
+    [("socket", "a socket for programs", "remove it; they can publish to the [listener]")];
 
 /// The fault and remedy of something that is in the contract but not in this version; `at` is a
 /// dotted key.
@@ -232,7 +244,14 @@ impl Raw {
         faults: &mut Vec<Fault>,
     ) {
         match value.into_inner() {
-            DeValue::Table(entries) if !table.many => {
+            DeValue::Table(mut entries) if !table.many => {
+                for inner in TABLES.iter().filter(|inner| inner.is_within(table)) {
+                    let key = inner.name.rsplit('.').next().unwrap_or_default();
+                    if let Some((key, value)) = entries.remove_entry(key) {
+                        let origin = origin.at(text, key.span().start);
+                        self.add(inner, value, origin, text, faults);
+                    }
+                }
                 let section = Section::read(table, entries, origin, text, faults);
                 self.all_mut(table).push(section);
             }
@@ -257,6 +276,11 @@ impl Raw {
 }
 
 impl Table {
+    /// Whether it is written as a part of `outer`: `[outer.name]`.
+    fn is_within(&self, outer: &Table) -> bool {
+        self.name.split_once('.').is_some_and(|(name, _)| name == outer.name)
+    }
+
     /// The fault of something else that stands where this table must.
     fn misplaced(&self, origin: Origin, found: &str) -> Fault {
         let header =
@@ -349,7 +373,7 @@ pub(super) fn find_table(name: &str) -> Result<&'static Table, String> {
     if let Some(text) = not_available(name) {
         return Err(text);
     }
-    let names = TABLES.iter().map(|table| table.name);
+    let names = TABLES.iter().map(|table| table.name).filter(|name| !name.contains('.'));
     Err(match (nearest(name, names.clone()), homes_of(name)) {
         (Some(near), _) => format!("there is no such table; did you mean `{near}`?"),
         (None, homes) if !homes.is_empty() => {

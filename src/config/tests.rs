@@ -107,6 +107,56 @@ fn a_hub_is_reached_through_the_files_proxy_else_the_environments() {
 }
 
 #[test]
+fn who_can_be_reached_must_be_told_apart() {
+    let tls = "tls_bind = '0.0.0.0:8883'\ncert_file = 'c'\nkey_file = 'k'\n";
+    let listener = |keys: &str| load(&format!("[listener]\n{keys}"));
+    // The keys; whether anonymous clients get in, whether a certificate is a must, how many notes.
+    for (keys, anonymous, certificate, notes) in [
+        (String::new(), true, true, 0),
+        ("users_file = 'u'".into(), false, false, 0),
+        ("users_file = 'u'\nallow_anonymous = true".into(), true, false, 0),
+        (format!("{tls}users_file = 'u'"), false, false, 0),
+        (format!("{tls}client_ca_file = 'a'"), true, true, 0),
+        (format!("{tls}client_ca_file = 'a'\nusers_file = 'u'"), false, false, 0),
+        (format!("{tls}allow_anonymous = true"), true, false, 1),
+        ("bind = '[::]:1883'\nallow_anonymous = true".into(), true, false, 1),
+        (
+            "bind = '[::]:1883'\nusers_file = 'u'\nallow_cleartext_passwords = true".into(),
+            false,
+            false,
+            1,
+        ),
+    ] {
+        let config = listener(&keys);
+        assert_eq!(config.notes.len(), notes, "{keys}: {:?}", config.notes);
+        let listener = config.listener.expect("it has one");
+        let found = (listener.takes_anonymous(), listener.needs_certificate());
+        assert_eq!(found, (anonymous, certificate), "{keys}");
+    }
+}
+
+#[test]
+fn tokens_are_signed_with_the_identitys_key_where_no_other_is_named() {
+    let start = "[gateway]\nstate_dir = '/state'\n[listener]\n[uplink]\nurl = 'wss://hub'\n";
+    let jwt = |text: &str, env: &[(&str, &str)]| {
+        let config = load_with(&format!("{start}{text}"), env).unwrap();
+        config.uplink.unwrap().jwt
+    };
+    assert_eq!(jwt("", &[]), None);
+    let default = jwt("[uplink.jwt]", &[]).unwrap();
+    assert_eq!(default.key_file, Path::new("/state/identity/gateway.key"));
+    assert_eq!((default.audience, default.lifetime.as_secs()), (None, 600));
+    let env =
+        [("FIELDGATE_UPLINK__JWT__AUDIENCE", "hub"), ("FIELDGATE_UPLINK__JWT__LIFETIME", "1h")];
+    let set = jwt("jwt = { kid = '7' }", &env).unwrap();
+    assert_eq!((set.audience.as_deref(), set.lifetime.as_secs()), (Some("hub"), 3600));
+    assert_eq!((set.kid.as_deref(), set.issuer), (Some("7"), None));
+    let config = load_with(&format!("{start}token_file = 't'\n[uplink.jwt]"), &[]).unwrap();
+    assert!(config.notes[0].starts_with("uplink.token_file: "), "{:?}", config.notes);
+    assert_eq!(config.uplink.unwrap().token_file, None);
+}
+
+#[test]
 fn the_environment_sets_any_key() {
     let config = load_with(
         "[uplink]\nurl = 'wss://from-the-file'\n[[telemetry]]\ntopic = 'a'",

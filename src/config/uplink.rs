@@ -1,9 +1,9 @@
 //! `[uplink]`: which hubs there are, the way to each, and who we are there.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::{
-    Hub, HubUrl, Uplink,
+    Hub, HubUrl, Jwt, Uplink,
     error::{Fault, Origin},
     proxy::{Proxy, ProxyLogin, proxy_url},
     reader::{Places, Reader},
@@ -19,6 +19,14 @@ const MAX_USER_BYTES: usize = 255;
 
 /// Linux's IFNAMSIZ, less its NUL.
 const MAX_INTERFACE_BYTES: usize = 15;
+
+/// Where in the state directory the device key and its certificate are kept.
+pub const IDENTITY_DIR: &str = "identity";
+
+/// The device key's file there.
+pub const IDENTITY_KEY: &str = "gateway.key";
+
+const MAX_CLAIM_BYTES: usize = 256;
 
 const MS_10: Duration = Duration::from_millis(10);
 const MS_100: Duration = Duration::from_millis(100);
@@ -52,6 +60,7 @@ pub(super) fn uplink(reader: &mut Reader<'_>, places: &Places) -> Option<Uplink>
         ca_file: reader.path("ca_file"),
         client_cert: reader.paths("client_cert_file", "client_key_file"),
         token_file: reader.path("token_file"),
+        jwt: None,
         bind_interface: reader.parsed("bind_interface", interface),
         ping_interval: reader.duration("ping_interval", 25 * SECOND, MS_100..=HOUR),
         ping_timeout: reader.duration("ping_timeout", 10 * SECOND, MS_100..=HOUR),
@@ -62,6 +71,24 @@ pub(super) fn uplink(reader: &mut Reader<'_>, places: &Places) -> Option<Uplink>
         plain_commands: reader.switch("plain_commands", false),
     };
     (!without_url).then_some(uplink)
+}
+
+/// `[uplink.jwt]`, where it was written.
+pub(super) fn jwt(reader: &mut Reader<'_>, state_dir: &Path) -> Jwt {
+    let claim = |text: &str| {
+        let fits = (1..=MAX_CLAIM_BYTES).contains(&text.len()) && !text.contains(char::is_control);
+        let wanted = || format!("write 1 to {MAX_CLAIM_BYTES} bytes of text");
+        fits.then(|| text.to_owned()).ok_or_else(wanted)
+    };
+    let key_file = reader.path("key_file");
+    Jwt {
+        key_file: key_file.unwrap_or_else(|| state_dir.join(IDENTITY_DIR).join(IDENTITY_KEY)),
+        audience: reader.parsed("audience", claim),
+        // PROTOCOL.md, section 11: at most a day.
+        lifetime: reader.duration("lifetime", 600 * SECOND, 60 * SECOND..=24 * HOUR),
+        issuer: reader.parsed("issuer", claim),
+        kid: reader.parsed("kid", claim),
+    }
 }
 
 fn urls(reader: &mut Reader<'_>) -> Vec<HubUrl> {

@@ -38,6 +38,8 @@ pub(super) struct Session {
     barriers: VecDeque<(u64, Vec<Position>)>,
     /// Frames written since the last Ping (plain mode).
     pub(super) unbarred: usize,
+    /// The hub was told that it sends what is malformed.
+    pub(super) has_complained: bool,
     /// When the hub's token is to be replaced, and when it ends.
     token: Option<TokenLife>,
 }
@@ -81,6 +83,7 @@ impl Session {
             next_ping: 1,
             barriers: VecDeque::new(),
             unbarred: 0,
+            has_complained: false,
             token: None,
         }
     }

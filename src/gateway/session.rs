@@ -64,6 +64,13 @@ impl Gateway {
             }
             Err(error) => {
                 self.counters.ignored_frames += 1;
+                let session = self.uplink.as_mut().and_then(Uplink::session_mut);
+                // Once: a hub that floods us with them is not to fill our memory and log.
+                if session
+                    .is_none_or(|session| std::mem::replace(&mut session.has_complained, true))
+                {
+                    return self.settle(now);
+                }
                 tracing::info!(%error, "a message of the hub is malformed");
                 let message = ErrorMessage::new("bad_message", error.to_string());
                 let reply = GatewayMessage::Error(message).to_json();
@@ -100,6 +107,7 @@ impl Gateway {
         if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
             session.handle_progress(now.instant);
         }
+        self.standstill.handle_moved(now.instant);
     }
 
     /// The link ended.
@@ -298,7 +306,7 @@ impl Gateway {
         let session = self.uplink.as_mut().and_then(Uplink::session_mut);
         if let (Some(session), Some(sent)) = (session, landed.sent) {
             session.handle_acked(now.instant, sent, landed.wire_bytes);
-            self.standstill.handle_acked(now.instant);
+            self.standstill.handle_moved(now.instant);
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         if let Some((epoch, acked)) = trim {

@@ -1,6 +1,6 @@
 //! Whether the gateway gets on, for the service manager's watchdog.
 //!
-//! It does while acks advance, while it is offline with a timer that leads to the next attempt, or
+//! It does while acks advance or bytes leave, while it is offline with a timer that leads to the next attempt, or
 //! while there is nothing to send. Everything here has a deadline of its own that mends it; what is
 //! found here is the fault that nobody thought of, and the remedy a new process.
 
@@ -30,7 +30,7 @@ impl Standstill {
         Self { moved: now, served: now, suspected: false }
     }
 
-    pub(super) fn handle_acked(&mut self, now: Instant) {
+    pub(super) fn handle_moved(&mut self, now: Instant) {
         self.moved = now;
     }
 

@@ -308,9 +308,9 @@ impl Greeting {
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         if let Some(rustls::Error::InvalidCertificate(fault)) = cause {
             let fault = format!("{fault:?}");
-            let is_first = self.hub.throttle.may_try(now().instant, address).is_ok();
+            let is_news = self.hub.throttle.may_try(now().instant, address).is_ok();
             self.hub.throttle.failed(now().instant, address);
-            if is_first {
+            if is_news {
                 tracing::warn!(peer = %address, fault, "a client certificate was refused");
             }
         }

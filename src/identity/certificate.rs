@@ -1,5 +1,4 @@
-//! The few members of a certificate that this program shows or names itself by: subject, and from
-//! when to when.
+//! What this program shows of a certificate, or names itself by: names, dates, its public key.
 //!
 //! Reads the outer DER of RFC 5280, section 4.1: a parser for all of X.509 would cost a dozen
 //! crates on the board. It must never decide whether a certificate is trusted: that is rustls's
@@ -7,32 +6,51 @@
 
 use std::path::Path;
 
+use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 
-use super::{IdentityError, calendar::Moment, credential};
-
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-const OBJECT_IDENTIFIER: u8 = 0x06;
-const UTF8_STRING: u8 = 0x0c;
-const PRINTABLE_STRING: u8 = 0x13;
-const IA5_STRING: u8 = 0x16;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const VERSION: u8 = 0xa0;
+use super::{
+    IdentityError,
+    calendar::Moment,
+    credential,
+    der::{
+        CONTEXT_0, CONTEXT_3, IA5_STRING, INTEGER, OBJECT_IDENTIFIER, OCTET_STRING,
+        PRINTABLE_STRING, Reader, SEQUENCE, SET, UTF8_STRING, element,
+    },
+};
 
 /// id-at-commonName, 2.5.4.3
-const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+pub(super) const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+/// id-ce-subjectAltName, 2.5.29.17
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+
+/// The GeneralNames (RFC 5280, section 4.2.1.6) that are text, and those that are an address.
+const TEXT_NAMES: [u8; 3] = [0x81, 0x82, 0x86];
+const IP_NAME: u8 = 0x87;
+
+const SECONDS_PER_DAY: i64 = 86_400;
 
 /// What a certificate says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The subject's common name, if it has exactly one.
     pub common_name: Option<String>,
+    /// The subject, such as `O=Example, CN=gw-7f3a`.
+    pub subject: String,
+    /// Who issued it, likewise.
+    pub issuer: String,
+    /// Its number at the issuer, in hexadecimal.
+    pub serial: String,
+    /// The names and addresses of its subjectAltName.
+    pub alt_names: Vec<String>,
     /// Valid from this second on.
     pub not_before: Moment,
     /// Valid until this second.
     pub not_after: Moment,
+    public_key: Vec<u8>,
+    subject_der: Vec<u8>,
+    issuer_der: Vec<u8>,
 }
 
 impl Certificate {
@@ -50,19 +68,43 @@ impl Certificate {
     pub fn from_der(der: &CertificateDer<'_>) -> Option<Self> {
         let mut certificate = Reader(der.as_ref()).nested(SEQUENCE)?;
         let mut body = certificate.nested(SEQUENCE)?;
-        if body.next_tag() == Some(VERSION) {
+        if body.next_tag() == Some(CONTEXT_0) {
             body.element()?;
         }
-        let _serial = body.element()?;
+        let serial = body.expect(INTEGER)?;
         let _signature_algorithm = body.element()?;
-        let _issuer = body.element()?;
+        let issuer = body.expect(SEQUENCE)?;
         let mut validity = body.nested(SEQUENCE)?;
-        let subject = body.nested(SEQUENCE)?;
+        let subject = body.expect(SEQUENCE)?;
+        let public_key = body.expect(SEQUENCE)?;
         Some(Self {
-            common_name: common_name(subject)?,
+            common_name: common_name(Reader(subject))?,
+            subject: shown_name(Reader(subject))?,
+            issuer: shown_name(Reader(issuer))?,
+            serial: hex(serial.strip_prefix(&[0]).filter(|s| !s.is_empty()).unwrap_or(serial)),
+            alt_names: alt_names(body).unwrap_or_default(),
             not_before: validity.time()?,
             not_after: validity.time()?,
+            public_key: element(SEQUENCE, &[public_key]),
+            subject_der: subject.to_vec(),
+            issuer_der: issuer.to_vec(),
         })
+    }
+
+    /// Its public key, as the DER of a SubjectPublicKeyInfo.
+    pub fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    /// Whether `other` names itself as this one's issuer is named. No signature is looked at.
+    pub fn names_as_issuer(&self, other: &Self) -> bool {
+        self.issuer_der == other.subject_der
+    }
+
+    /// Whole days until it expires; negative when it has.
+    pub fn days_left(&self, now: Moment) -> i64 {
+        let left = self.not_after.unix_seconds.saturating_sub(now.unix_seconds);
+        left.div_euclid(SECONDS_PER_DAY)
     }
 
     /// What a person should know about the dates; `None` on a normal day.
@@ -85,67 +127,88 @@ pub(super) fn malformed(file: &Path) -> IdentityError {
     )
 }
 
-/// `Some(None)` when there is no common name, or more than one: which of them would be meant?
-fn common_name(mut subject: Reader<'_>) -> Option<Option<String>> {
-    let mut found = None;
-    while !subject.0.is_empty() {
-        let mut set = subject.nested(SET)?;
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of a public key's SubjectPublicKeyInfo: what key files and certificates of one key
+/// have in common.
+pub fn fingerprint(public_key: &[u8]) -> String {
+    format!("sha256:{}", hex(digest(&SHA256, public_key).as_ref()))
+}
+
+/// Every attribute of a name: its type and its text, where it is text.
+fn attributes(mut name: Reader<'_>) -> Option<Vec<(&[u8], Option<String>)>> {
+    let mut found = Vec::new();
+    while !name.0.is_empty() {
+        let mut set = name.nested(SET)?;
         while !set.0.is_empty() {
             let mut attribute = set.nested(SEQUENCE)?;
             let kind = attribute.expect(OBJECT_IDENTIFIER)?;
             let (tag, value) = attribute.element()?;
-            if kind != COMMON_NAME {
-                continue;
-            }
-            if found.is_some() || !matches!(tag, UTF8_STRING | PRINTABLE_STRING | IA5_STRING) {
-                return Some(None);
-            }
-            found = Some(String::from_utf8(value.to_vec()).ok()?);
+            let is_text = matches!(tag, UTF8_STRING | PRINTABLE_STRING | IA5_STRING);
+            let text = is_text.then(|| String::from_utf8(value.to_vec()).ok()).flatten();
+            found.push((kind, text));
         }
     }
     Some(found)
 }
 
-/// A walk over DER elements.
-struct Reader<'a>(&'a [u8]);
+/// `Some(None)` when there is no common name, or more than one: which of them would be meant?
+fn common_name(subject: Reader<'_>) -> Option<Option<String>> {
+    let mut names = attributes(subject)?.into_iter().filter(|(kind, _)| *kind == COMMON_NAME);
+    let first = names.next().and_then(|(_, text)| text);
+    Some(first.filter(|_| names.next().is_none()))
+}
 
-impl<'a> Reader<'a> {
-    fn next_tag(&self) -> Option<u8> {
-        self.0.first().copied()
-    }
-
-    /// The next element's tag and content. Lengths up to four bytes, as every real certificate has.
-    fn element(&mut self) -> Option<(u8, &'a [u8])> {
-        let (&[tag, first], rest) = self.0.split_first_chunk()?;
-        let (length, rest) = match first {
-            0..=0x7f => (usize::from(first), rest),
-            0x81..=0x84 => {
-                let (bytes, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
-                let length = bytes.iter().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
-                (usize::try_from(length).ok()?, rest)
-            }
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some((tag, content))
-    }
-
-    fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
-        self.element().and_then(|(found, content)| (found == tag).then_some(content))
-    }
-
-    fn nested(&mut self, tag: u8) -> Option<Reader<'a>> {
-        self.expect(tag).map(Reader)
-    }
-
-    fn time(&mut self) -> Option<Moment> {
-        match self.element()? {
-            (UTC_TIME, bytes) if bytes.len() == 13 => Moment::from_certificate(bytes),
-            (GENERALIZED_TIME, bytes) if bytes.len() == 15 => Moment::from_certificate(bytes),
-            _ => None,
+fn shown_name(name: Reader<'_>) -> Option<String> {
+    let shown = attributes(name)?.into_iter().map(|(kind, text)| {
+        let text = text.unwrap_or_else(|| "?".into());
+        match kind {
+            COMMON_NAME => format!("CN={text}"),
+            [0x55, 0x04, 0x06] => format!("C={text}"),
+            [0x55, 0x04, 0x0a] => format!("O={text}"),
+            [0x55, 0x04, 0x0b] => format!("OU={text}"),
+            _ => text,
         }
+    });
+    // Whatever stands in a name, a terminal and a log must survive it.
+    Some(shown.collect::<Vec<_>>().join(", ").replace(char::is_control, "?"))
+}
+
+/// What follows the public key has the subjectAltName among its extensions.
+fn alt_names(mut body: Reader<'_>) -> Option<Vec<String>> {
+    while body.next_tag()? != CONTEXT_3 {
+        body.element()?;
     }
+    let mut extensions = body.nested(CONTEXT_3)?.nested(SEQUENCE)?;
+    while !extensions.0.is_empty() {
+        let mut extension = extensions.nested(SEQUENCE)?;
+        if extension.expect(OBJECT_IDENTIFIER)? != SUBJECT_ALT_NAME {
+            continue;
+        }
+        if extension.next_tag()? != OCTET_STRING {
+            let _critical = extension.element()?;
+        }
+        let mut names = extension.nested(OCTET_STRING)?.nested(SEQUENCE)?;
+        let mut found = Vec::new();
+        while !names.0.is_empty() {
+            let (tag, value) = names.element()?;
+            let address = || match value.len() {
+                4 => Some(<[u8; 4]>::try_from(value).ok()?.into()),
+                16 => Some(<[u8; 16]>::try_from(value).ok()?.into()),
+                _ => None::<std::net::IpAddr>,
+            };
+            if TEXT_NAMES.contains(&tag) {
+                found.push(String::from_utf8_lossy(value).replace(char::is_control, "?"));
+            } else if tag == IP_NAME {
+                found.extend(address().map(|address| address.to_string()));
+            }
+        }
+        return Some(found);
+    }
+    None
 }
 
 #[cfg(all(test, feature = "hub"))]
@@ -153,7 +216,10 @@ mod tests {
     use super::*;
 
     fn made(name: &str) -> Vec<u8> {
-        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let mut params =
+            rcgen::CertificateParams::new(vec!["localhost".to_owned(), "192.0.2.7".to_owned()])
+                .unwrap();
+        params.serial_number = Some(0x0123_4567_89ab_cdef_u64.into());
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "Example");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -167,6 +233,15 @@ mod tests {
         let der = made("gw-7f3a");
         let certificate = Certificate::from_der(&der.into()).unwrap();
         assert_eq!(certificate.common_name.as_deref(), Some("gw-7f3a"));
+        assert_eq!(certificate.subject, "O=Example, CN=gw-7f3a");
+        assert_eq!(certificate.issuer, certificate.subject);
+        assert_eq!(certificate.alt_names, ["localhost", "192.0.2.7"]);
+        assert_eq!(certificate.serial, "0123456789abcdef");
+        let day = 86_400;
+        let at = |unix_seconds| Moment {
+            unix_seconds: certificate.not_after.unix_seconds + unix_seconds,
+        };
+        assert_eq!([certificate.days_left(at(-day)), certificate.days_left(at(1))], [1, -1]);
         assert_eq!(certificate.not_before.to_string(), "2020-02-29 00:00:00 UTC");
         assert_eq!(certificate.not_after.to_string(), "2051-01-01 00:00:00 UTC");
         assert_eq!(certificate.remark(certificate.not_after), None);

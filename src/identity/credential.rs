@@ -8,12 +8,16 @@ use std::{
 };
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use zeroize::Zeroizing;
 
 use super::IdentityError;
 
 /// The largest credential file: the system's bundle of trust anchors has about 220 KB. A larger one
 /// is refused.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The fault of a file that is not there.
+pub(super) const NO_SUCH_FILE: &str = "there is no such file";
 
 /// Every certificate of a PEM file, at least one.
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -51,7 +55,7 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Identit
 }
 
 /// The content of a file that nobody else can read.
-pub(super) fn secret(file: &Path) -> Result<Vec<u8>, IdentityError> {
+pub(super) fn secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     // The directory that systemd makes for this service alone: root owns it, and its modes show the
     // access list's mask.
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -69,7 +73,7 @@ enum Guard {
     Systemd,
 }
 
-fn read(file: &Path, guard: Option<Guard>) -> Result<Vec<u8>, IdentityError> {
+fn read(file: &Path, guard: Option<Guard>) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     // Asked before the opening, which would wait forever on a FIFO.
     let unreadable = |error| unreadable(file, &error);
     if !std::fs::metadata(file).map_err(unreadable)?.is_file() {
@@ -80,7 +84,9 @@ fn read(file: &Path, guard: Option<Guard>) -> Result<Vec<u8>, IdentityError> {
     if let Some(guard) = guard {
         check_guarded(file, &metadata, guard, effective_uid())?;
     }
-    let mut bytes = Vec::new();
+    // Room for all of it at once: what a growing vector leaves behind is not wiped.
+    let room = metadata.len().min(MAX_FILE_BYTES) as usize + 32;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         let fault = format!("it is larger than {MAX_FILE_BYTES} bytes");
@@ -111,8 +117,9 @@ fn check_guarded(
         ));
     }
     let owner = metadata.uid();
-    // Without /proc nobody tells who we are; that the file could be opened then says enough.
-    if owner_matters && owner != 0 && us.is_some_and(|us| us != owner) {
+    // Without /proc nobody tells who we are; that the file could be opened then says enough. Root
+    // enrols and examines a gateway whose files are its user's.
+    if owner_matters && owner != 0 && us.is_some_and(|us| us != owner && us != 0) {
         let us = us.unwrap_or_default();
         return Err(IdentityError::new(
             file,
@@ -126,7 +133,7 @@ fn check_guarded(
 fn unreadable(file: &Path, error: &io::Error) -> IdentityError {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            IdentityError::new(file, "there is no such file", "create it, or correct the path")
+            IdentityError::new(file, NO_SUCH_FILE, "create it, or correct the path")
         }
         io::ErrorKind::PermissionDenied => IdentityError::new(
             file,
@@ -176,7 +183,7 @@ mod tests {
         }
         for mode in [0o600, 0o400, 0o700] {
             let (_directory, file) = file_with(mode, b"secret");
-            assert_eq!(secret(&file).unwrap(), b"secret");
+            assert_eq!(*secret(&file).unwrap(), b"secret");
         }
     }
 
@@ -189,6 +196,7 @@ mod tests {
         assert!(check_guarded(&file, &metadata, Guard::Owner, Some(owner)).is_ok());
         assert!(check_guarded(&file, &metadata, Guard::Systemd, Some(other)).is_ok());
         let refused = check_guarded(&file, &metadata, Guard::Owner, Some(other));
+        assert!(check_guarded(&file, &metadata, Guard::Owner, Some(0)).is_ok());
         // Root's files are nobody else's secret.
         assert_eq!(refused.is_err(), owner != 0);
 

@@ -1,23 +1,25 @@
-//! A password, such as a proxy's.
+//! A password, such as a proxy's or a broker's.
 
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use super::{IdentityError, credential};
 
-/// What one byte can count (RFC 1929, section 2).
-const MAX_PASSWORD_BYTES: usize = 255;
+/// What MQTT can carry; SOCKS takes 255, and says so itself.
+const MAX_PASSWORD_BYTES: usize = 65_535;
 
 /// Reads a password from a file that nobody else can read; a line break at its end is cut off.
 ///
 /// # Errors
 ///
 /// The file can't be read, is open to others, or holds what is no line of text.
-pub fn password(file: &Path) -> Result<String, IdentityError> {
+pub fn password(file: &Path) -> Result<Zeroizing<String>, IdentityError> {
     let bytes = credential::secret(file)?;
     let text = std::str::from_utf8(&bytes).ok().map(|text| text.trim_end_matches(['\r', '\n']));
     match text {
         Some(text) if text.len() <= MAX_PASSWORD_BYTES && !text.contains(char::is_control) => {
-            Ok(text.to_owned())
+            Ok(Zeroizing::new(text.to_owned()))
         }
         _ => Err(IdentityError::new(
             file,
@@ -42,8 +44,8 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
             password(&file)
         };
-        assert_eq!(reads(" s3cr et \r\n").unwrap(), " s3cr et ");
-        for bad in ["s3cret\nmore", &"s3cret".repeat(50)] {
+        assert_eq!(*reads(" s3cr et \r\n").unwrap(), " s3cr et ");
+        for bad in ["s3cret\nmore", &"s3cret".repeat(11_000)] {
             let error = reads(bad).unwrap_err().to_string();
             assert!(error.contains("one line") && !error.contains("s3cret"), "{error}");
         }

@@ -6,7 +6,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig,
     client::{Resumption, WebPkiServerVerifier},
     crypto::{CryptoProvider, ring},
-    server::WebPkiClientVerifier,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::{
@@ -66,8 +66,18 @@ pub fn client_tls(
     Ok(Arc::new(config))
 }
 
-/// TLS 1.2 and 1.3 towards clients, each of which must show a certificate whose chain ends in
-/// `client_ca`.
+/// Which certificates a server asks its clients for.
+#[derive(Debug, Clone, Copy)]
+pub enum ClientCertificates<'a> {
+    /// None.
+    Unasked,
+    /// Who shows one must have it from this file's CA.
+    Optional(&'a Path),
+    /// Everybody must show one of this file's CA.
+    Required(&'a Path),
+}
+
+/// TLS 1.2 and 1.3 towards clients, who show certificates as `clients` says.
 ///
 /// # Errors
 ///
@@ -75,22 +85,36 @@ pub fn client_tls(
 pub fn server_tls(
     cert: &Path,
     key: &Path,
-    client_ca: &Path,
+    clients: ClientCertificates<'_>,
     clock: &Arc<Clock>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let roots = Arc::new(trust_anchors(client_ca)?);
-    let webpki = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))?;
-    let verifier = ClientVerifier { webpki, clock: clock.clone() };
+    let verifier = client_verifier(clients, clock)?;
     let (chain, private_key) = chain_and_key(cert, key, clock)?;
     let config = ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for TLS 1.2 and 1.3")
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(verifier)
         .with_single_cert(chain, private_key)
         .map_err(|error| unusable_pair(cert, key, &error))?;
     Ok(Arc::new(config))
+}
+
+fn client_verifier(
+    clients: ClientCertificates<'_>,
+    clock: &Arc<Clock>,
+) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
+    let (client_ca, required) = match clients {
+        ClientCertificates::Unasked => return Ok(WebPkiClientVerifier::no_client_auth()),
+        ClientCertificates::Optional(file) => (file, false),
+        ClientCertificates::Required(file) => (file, true),
+    };
+    let roots = Arc::new(trust_anchors(client_ca)?);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let builder = if required { builder } else { builder.allow_unauthenticated() };
+    let webpki = builder
+        .build()
+        .map_err(|error| IdentityError::new(client_ca, error.to_string(), WANTED_CA))?;
+    Ok(Arc::new(ClientVerifier { webpki, clock: clock.clone() }))
 }
 
 /// Why the handshake with `server` failed, in words, with the remedy. `ca_file` is what the client
@@ -328,7 +352,13 @@ mod tests {
     #[tokio::test]
     async fn a_client_with_a_certificate_of_the_ca_gets_in_and_one_without_does_not() {
         let made = made();
-        let server = server_tls(&made.cert, &made.key, &made.ca, &Clock::of_system()).unwrap();
+        let server = server_tls(
+            &made.cert,
+            &made.key,
+            ClientCertificates::Required(&made.ca),
+            &Clock::of_system(),
+        )
+        .unwrap();
         let client =
             client_tls(Some(&made.ca), Some((&made.cert, &made.key)), &Clock::of_system()).unwrap();
         assert_eq!(meet(client, server.clone()).await, Ok(()));
@@ -349,7 +379,9 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.file, other.key);
         assert!(error.fault.contains(made.cert.to_str().unwrap()), "{error}");
-        let error = server_tls(&made.cert, &other.key, &made.ca, &Clock::of_system()).unwrap_err();
+        let error =
+            server_tls(&made.cert, &other.key, ClientCertificates::Unasked, &Clock::of_system())
+                .unwrap_err();
         assert!(error.fault.contains("not the key of the certificate"), "{error}");
     }
 

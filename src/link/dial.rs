@@ -1,15 +1,18 @@
 //! From a URL to an open WebSocket: DNS, TCP, a proxy if there is one, TLS, upgrade. Each step has
 //! its own deadline, and each failure names the step, the thing and the remedy.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, ServerName},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     Counters, Down, Target,
@@ -28,10 +31,30 @@ pub(super) struct Dialed {
     pub(super) rest: Vec<u8>,
 }
 
+/// A step of dialling that is done.
+#[derive(Debug, Clone)]
+pub enum Passed {
+    /// DNS: the addresses of the hub, or of the proxy before it.
+    Resolved(Vec<SocketAddr>),
+    /// TCP: the address that answered.
+    Connected(SocketAddr),
+    /// The proxy has made a way to the hub.
+    Proxied,
+    /// TLS: the chain that the server showed, its own certificate first.
+    Secured(Vec<CertificateDer<'static>>),
+}
+
+/// Told of each step that is done.
+pub(super) type Note<'a> = &'a mut (dyn FnMut(Passed) + Send);
+
 /// Dials once, resolving the name anew. Returns within five times `connect_timeout`.
-pub(super) async fn dial(target: &Target, counters: Arc<Counters>) -> Result<Dialed, Down> {
+pub(super) async fn dial(
+    target: &Target,
+    counters: Arc<Counters>,
+    note: Note<'_>,
+) -> Result<Dialed, Down> {
     let limit = target.connect_timeout;
-    let mut stream = reach(target, counters).await?;
+    let mut stream = reach(target, counters, note).await?;
     let (answer, rest) = match timeout(limit, upgrade::upgrade(&mut stream, target)).await {
         Ok(Ok(upgraded)) => upgraded,
         Ok(Err(Down::Refused { status, retry_after, date_ms, .. })) => {
@@ -44,8 +67,16 @@ pub(super) async fn dial(target: &Target, counters: Arc<Counters>) -> Result<Dia
     Ok(Dialed { stream, answer, rest })
 }
 
-/// The way to the hub, up to and with TLS.
-pub(super) async fn reach(target: &Target, counters: Arc<Counters>) -> Result<Stream, Down> {
+/// The way to the hub, up to and with TLS. Boxed, so that its code is there once for all who go it.
+pub(super) fn reach<'a>(
+    target: &'a Target,
+    counters: Arc<Counters>,
+    note: Note<'a>,
+) -> Pin<Box<dyn Future<Output = Result<Stream, Down>> + Send + 'a>> {
+    Box::pin(go(target, counters, note))
+}
+
+async fn go(target: &Target, counters: Arc<Counters>, note: Note<'_>) -> Result<Stream, Down> {
     let (url, limit) = (&target.url, target.connect_timeout);
     // With a proxy, its name is the one to be resolved here.
     let (host, port) = match &target.proxy {
@@ -53,19 +84,27 @@ pub(super) async fn reach(target: &Target, counters: Arc<Counters>) -> Result<St
         None => (&url.host, url.port),
     };
     let addresses = within("DNS", limit, host, resolve(host, port)).await?;
+    note(Passed::Resolved(addresses.clone()));
     let interface = target.bind_interface.as_deref();
     let mut tcp =
         connect(host, &addresses, interface, limit).await.map_err(|error| failed("TCP", error))?;
     counters.local.get_or_init(|| tcp.local_addr().ok().map(|address| address.ip()));
+    if let Ok(address) = tcp.peer_addr() {
+        note(Passed::Connected(address));
+    }
     if let Some(via) = &target.proxy {
         within("proxy", limit, &via.host, pass(&mut tcp, via, url)).await?;
+        note(Passed::Proxied);
     }
     let counted = Counted::new(tcp, counters);
     if !url.tls {
         return Ok(Stream::Plain(counted));
     }
     let shake = secure(counted, url, target.tls.clone(), target.ca_file.as_deref());
-    within("TLS", limit, &url.host, shake).await
+    let stream = within("TLS", limit, &url.host, shake).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    note(Passed::Secured(chain.to_vec()));
+    Ok(Stream::Tls(Box::new(stream)))
 }
 
 /// Has the proxy make a way to the hub.
@@ -134,13 +173,13 @@ async fn secure(
     url: &HubUrl,
     tls: Option<Arc<ClientConfig>>,
     ca_file: Option<&Path>,
-) -> Result<Stream, String> {
+) -> Result<TlsStream<Counted>, String> {
     let host = &url.host;
     let tls = tls.ok_or_else(|| format!("{host}: a wss URL needs certificates to trust"))?;
     let name = ServerName::try_from(host.clone())
         .map_err(|_| format!("{host:?} is no name that a certificate can have; correct the URL"))?;
     match TlsConnector::from(tls).connect(name, tcp).await {
-        Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+        Ok(stream) => Ok(stream),
         Err(error) => Err(io_words(&error, host, ca_file)),
     }
 }

@@ -11,6 +11,7 @@
 
 mod connect;
 mod dial;
+mod exchange;
 mod network;
 mod proxy;
 mod race;
@@ -19,6 +20,7 @@ mod stream;
 mod upgrade;
 
 use std::{
+    fmt,
     io::ErrorKind,
     net::IpAddr,
     path::PathBuf,
@@ -29,7 +31,12 @@ use std::{
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
-pub use self::{network::watch_network, proxy::Via};
+pub use self::{
+    dial::Passed,
+    exchange::{Reply, exchange},
+    network::watch_network,
+    proxy::Via,
+};
 
 use crate::{config::HubUrl, identity::Token};
 
@@ -73,13 +80,33 @@ pub fn open(target: Target) -> Link {
     Link { requests: request_sender, events: event_receiver, counters }
 }
 
-/// Whether `target` can be reached: DNS, TCP, proxy and TLS, and no further.
+/// Goes the way to `target`, DNS, TCP, proxy and TLS, and no further.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn reach(target: &Target) -> Result<(), Down> {
+    dial::reach(target, Arc::default(), &mut |_| ()).await.map(drop)
+}
+
+/// Whether `target` can be reached.
 pub async fn is_reachable(target: &Target) -> bool {
-    let reached = dial::reach(target, Arc::default()).await;
+    let reached = reach(target).await;
     if let Err(down) = &reached {
         tracing::debug!(url = %target.url, ?down, "not reachable");
     }
     reached.is_ok()
+}
+
+/// Dials `target` as the gateway does, up to and with the upgrade, tells of each step that is done,
+/// and hangs up. Gives the subprotocol that the server selected.
+///
+/// # Errors
+/// The step that failed, and why.
+pub async fn examine(
+    target: &Target,
+    note: &mut (dyn FnMut(Passed) + Send),
+) -> Result<Option<String>, Down> {
+    dial::dial(target, Arc::default(), note).await.map(|dialed| dialed.answer.subprotocol)
 }
 
 /// A live connection, or one being made. Dropping it ends the task and the socket at once, without
@@ -110,6 +137,9 @@ impl Link {
 pub struct Counters {
     /// Taken by the socket.
     pub sent: AtomicU64,
+    /// Of these, what it took once it had been full: somebody at the other end made the room. That
+    /// the kernel takes what little there is to send says nothing about the link.
+    pub made_room: AtomicU64,
     /// Given by the socket.
     pub received: AtomicU64,
     /// The address that this side has, once there is a connection.
@@ -194,6 +224,26 @@ pub enum Down {
     Cut(String),
 }
 
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial { step, error } => write!(f, "{step}: {error}"),
+            Self::Refused { status: 401 | 403, .. } => f.write_str(
+                "the hub refuses the credential; see that it knows this gateway (fieldgate-hub \
+                 gateway list), and its log",
+            ),
+            Self::Refused { status: 404, .. } => {
+                f.write_str("there is nothing at this path (HTTP 404); correct the URL")
+            }
+            Self::Refused { status, .. } => {
+                write!(f, "the server answers with HTTP {status}; its log should say why")
+            }
+            Self::Closed { code, reason } => write!(f, "the peer closed with {code} {reason}"),
+            Self::Cut(error) => f.write_str(error),
+        }
+    }
+}
+
 async fn run(
     target: Target,
     requests: mpsc::Receiver<Request>,
@@ -202,7 +252,7 @@ async fn run(
 ) {
     let dropped = events.clone();
     let live = async {
-        let down = match dial::dial(&target, counters).await {
+        let down = match dial::dial(&target, counters, &mut |_| ()).await {
             Err(down) => down,
             Ok(dialed) => socket::carry(dialed, &target, requests, &events).await,
         };

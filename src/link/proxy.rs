@@ -75,8 +75,10 @@ mod tests {
     use super::*;
 
     pub(super) fn via(kind: ProxyKind, credentials: Option<(&str, &str)>) -> Via {
-        let credentials = credentials
-            .map(|(user, password)| Credentials { user: user.into(), password: password.into() });
+        let credentials = credentials.map(|(user, password)| Credentials {
+            user: user.into(),
+            password: password.to_owned().into(),
+        });
         Via { kind, host: "proxy.lan".into(), port: 3128, credentials }
     }
 

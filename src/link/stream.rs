@@ -37,16 +37,26 @@ impl Stream {
 pub(super) struct Counted {
     tcp: TcpStream,
     counters: Arc<Counters>,
+    /// The socket took nothing when last asked.
+    is_full: bool,
 }
 
 impl Counted {
     pub(super) fn new(tcp: TcpStream, counters: Arc<Counters>) -> Self {
-        Self { tcp, counters }
+        Self { tcp, counters, is_full: false }
     }
 
-    fn count_sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.counters.sent.fetch_add(*bytes as u64, Ordering::Relaxed);
+    fn count_sent(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(bytes)) => {
+                let bytes = *bytes as u64;
+                self.counters.sent.fetch_add(bytes, Ordering::Relaxed);
+                if std::mem::take(&mut self.is_full) {
+                    self.counters.made_room.fetch_add(bytes, Ordering::Relaxed);
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.is_full = true,
         }
         written
     }

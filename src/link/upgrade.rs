@@ -8,6 +8,7 @@ use std::{io, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
+use zeroize::Zeroizing;
 
 use super::{
     Down, Target,
@@ -16,10 +17,10 @@ use super::{
 use crate::{config::HubUrl, identity::calendar::Moment};
 
 /// The largest head of an answer; a larger one fails the dial.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+pub(super) const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// The most header lines of an answer; more fail the dial.
-const MAX_HEADERS: usize = 64;
+pub(super) const MAX_HEADERS: usize = 64;
 
 /// The longest `Retry-After` that is believed; a longer one counts as this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -71,32 +72,50 @@ fn cut_off(host: &str, head: &[u8]) -> String {
 }
 
 /// The request's text.
-fn request(target: &Target, key: &str) -> Result<String, String> {
-    let HubUrl { host, port, path, tls } = &target.url;
+fn request(target: &Target, key: &str) -> Result<Zeroizing<String>, String> {
+    let HubUrl { host, path, .. } = &target.url;
     // The configuration checked both, but a line break here would be a header of somebody else's.
     if [host, path].iter().any(|part| part.bytes().any(|b| b <= b' ' || b == 0x7f)) {
         return Err(format!("{host:?} or {path:?} has white space; correct the URL"));
     }
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let authority = match (tls, port) {
-        (true, 443) | (false, 80) => bracketed,
-        _ => format!("{bracketed}:{port}"),
-    };
-    let mut text = format!(
+    let authority = authority(&target.url);
+    let mut text = begun(target);
+    text.push_str(&format!(
         "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\
          User-Agent: fieldgate/{}\r\n",
         env!("CARGO_PKG_VERSION")
-    );
+    ));
     if !target.subprotocols.is_empty() {
         let offered = target.subprotocols.join(", ");
         text.push_str(&format!("Sec-WebSocket-Protocol: {offered}\r\n"));
     }
-    if let Some(token) = &target.bearer {
-        text.push_str(&format!("Authorization: Bearer {}\r\n", token.reveal()));
-    }
+    authorise(&mut text, target);
     text.push_str("\r\n");
     Ok(text)
+}
+
+/// A request with room for all that it is to have: what a growing string leaves behind is not
+/// wiped.
+pub(super) fn begun(target: &Target) -> Zeroizing<String> {
+    let token = target.bearer.as_ref().map_or(0, |token| token.reveal().len());
+    Zeroizing::new(String::with_capacity(token + target.url.path.len() + 1024))
+}
+
+pub(super) fn authorise(text: &mut String, target: &Target) {
+    if let Some(token) = &target.bearer {
+        text.extend(["Authorization: Bearer ", token.reveal(), "\r\n"]);
+    }
+}
+
+/// The URL's host and port, as the header `Host` has them.
+pub(super) fn authority(url: &HubUrl) -> String {
+    let HubUrl { host, port, tls, .. } = url;
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    match (tls, port) {
+        (true, 443) | (false, 80) => bracketed,
+        _ => format!("{bracketed}:{port}"),
+    }
 }
 
 /// What the head says and how long it is; `None` while it is incomplete.
@@ -179,7 +198,10 @@ fn selected(headers: &[httparse::Header<'_>], target: &Target) -> Result<Option<
     ))
 }
 
-fn values<'h>(headers: &'h [httparse::Header<'h>], name: &str) -> impl Iterator<Item = &'h str> {
+pub(super) fn values<'h>(
+    headers: &'h [httparse::Header<'h>],
+    name: &str,
+) -> impl Iterator<Item = &'h str> {
     headers
         .iter()
         .filter(move |header| header.name.eq_ignore_ascii_case(name))
@@ -188,7 +210,7 @@ fn values<'h>(headers: &'h [httparse::Header<'h>], name: &str) -> impl Iterator<
 }
 
 /// Seconds, or a date: that counts from the answer's own `Date`, as the clock here may be wrong.
-fn retry_after(text: &str, date: Option<Moment>) -> Option<Duration> {
+pub(super) fn retry_after(text: &str, date: Option<Moment>) -> Option<Duration> {
     let seconds = if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() {
         text.parse().unwrap_or(u64::MAX)
     } else {
@@ -255,7 +277,7 @@ mod tests {
         target.bearer = Token::parse("s3cret");
         let text = request(&target, "dGhlIHNhbXBsZSBub25jZQ==").unwrap();
         assert_eq!(
-            text,
+            *text,
             format!(
                 "GET /v1/gateway?x=1 HTTP/1.1\r\nHost: [2001:db8::1]:8443\r\n\
                  Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -267,8 +289,8 @@ mod tests {
         );
         let plain = target_at(80);
         let text = request(&plain, "k").unwrap();
-        assert!(text.contains("Host: 127.0.0.1\r\n"), "{text}");
-        assert!(!text.contains("Protocol") && !text.contains("Authorization"), "{text}");
+        assert!(text.contains("Host: 127.0.0.1\r\n"), "{text:?}");
+        assert!(!text.contains("Protocol") && !text.contains("Authorization"), "{text:?}");
         target.url.path = "/ HTTP/1.1\r\nX-Evil: 1".to_owned();
         assert!(request(&target, "k").is_err());
     }

@@ -26,7 +26,6 @@ mod tests;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    fs,
     hash::{BuildHasher, RandomState},
     path::PathBuf,
     sync::Arc,
@@ -191,11 +190,9 @@ impl Source {
         }
         if let Some((user, file)) = &config.credentials {
             // Read for each connection: a password that was changed on disk needs no restart.
-            let password = fs::read_to_string(file).map_err(|error| {
-                let file = file.display();
-                format!("mqtt.password_file: {file}: {error}; make it readable to the gateway")
-            })?;
-            options.set_credentials(user, password.trim_end_matches(['\r', '\n']));
+            let password = crate::identity::password(file)
+                .map_err(|error| format!("mqtt.password_file: {error}"))?;
+            options.set_credentials(user, password.as_str());
         }
         Ok(options)
     }

@@ -55,6 +55,7 @@ const GATEWAY_FILES: &[(&str, &str)] = &[
         "/var/lib/fieldgate",
         "The spool, the journal of commands and the control socket of the service.",
     ),
+    ("/var/lib/fieldgate/identity", "The device key, its certificate, and the hub's CA."),
 ];
 
 const HUB_FILES: &[(&str, &str)] = &[

@@ -71,6 +71,10 @@ package_architecture() {
     if [[ -n $3 ]]; then systemd/package/build fieldgate-hub "$1" "$3" "$PAGES" "$PACKAGES"; fi
 }
 
+renewal_units() {
+    printf -- '-rw-r--r-- root/root ./usr/lib/systemd/system/fieldgate-renew.%s\n' service timer
+}
+
 right_contents() {
     local deb=$1 package config path wrong=0
     package=$(dpkg-deb --field "$deb" Package)
@@ -78,6 +82,7 @@ right_contents() {
     if [[ $package == fieldgate-hub ]]; then config=hub.toml; fi
     dpkg-deb --contents "$deb" | awk '{ print $1, $2, $6 }' >"$output/contents"
     while read -r path; do
+        if [[ -z $path ]]; then continue; fi
         if ! grep -qxF -- "$path" "$output/contents"; then
             echo "is missing, or has another mode or owner: $path" && wrong=1
         fi
@@ -95,6 +100,7 @@ right_contents() {
 -rw-r--r-- root/root ./usr/share/doc/$package/copyright
 -rw-r--r-- root/root ./usr/share/doc/$package/changelog.gz
 -rw-r--r-- root/root ./usr/share/doc/$package/crates.gz
+$(if [[ $package == fieldgate ]]; then renewal_units; fi)
 END
     if grep -E '^-' "$output/contents" | grep -vE '^-rw(-r--r--|xr-xr-x) root/root \./(usr|etc)/'; then
         echo 'the above have no business in the package' && wrong=1

@@ -12,7 +12,8 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, ServerConnection,
+    ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, ServerConnection,
+    client::WantsClientCert,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
@@ -58,6 +59,10 @@ pub fn private(path: &Path) {
 
 /// What trusts the authority in `ca` and nobody else.
 pub fn trusting(ca: &Path) -> Arc<ClientConfig> {
+    Arc::new(trusted(ca).with_no_client_auth())
+}
+
+fn trusted(ca: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca) {
         roots.add(certificate).unwrap_or_else(|e| panic!("{}: {e}", ca.display()));
@@ -65,7 +70,39 @@ pub fn trusting(ca: &Path) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider);
     let config = config.with_safe_default_protocol_versions().expect("ring has TLS 1.2 and 1.3");
-    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
+    config.with_root_certificates(roots)
+}
+
+/// An authority that signs the certificates of devices.
+pub struct Authority {
+    pub ca: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new(field: &Field, name: &str) -> Self {
+        let must = "a certificate from fixed parameters";
+        let mut params = CertificateParams::new([]).expect(must);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect(must);
+        let ca = params.self_signed(&key).expect(must);
+        let ca = field.write(format!("{name}.pem"), ca.pem());
+        Self { ca, issuer: Issuer::new(params, key) }
+    }
+
+    /// What trusts the authority in `server_ca`, and shows a certificate of this one that is
+    /// `name`'s.
+    pub fn client(&self, server_ca: &Path, name: &str) -> Arc<ClientConfig> {
+        let must = "a certificate from fixed parameters";
+        let mut params = CertificateParams::new([]).expect(must);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect(must);
+        let chain = vec![params.signed_by(&key, &self.issuer).expect(must).der().clone()];
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect(must);
+        let trusted = trusted(server_ca);
+        Arc::new(trusted.with_client_auth_cert(chain, key).expect("a certificate and its key"))
+    }
 }
 
 /// A server that shows its certificate and then says no more.

@@ -24,9 +24,13 @@ pub struct Setup {
     /// The members of `[spool]`.
     pub spool: String,
     pub listener: Option<u16>,
+    /// More members of `[listener]`.
+    pub listener_keys: String,
     pub broker: Option<u16>,
     /// `commands.allow`.
     pub allow: &'static str,
+    /// `uplink.backoff_min` and `backoff_max`.
+    pub backoff: (&'static str, &'static str),
 }
 
 impl Setup {
@@ -47,8 +51,10 @@ impl Setup {
             uplink,
             spool: "durability = \"disk\"".into(),
             listener: Some(free_port()),
+            listener_keys: String::new(),
             broker: None,
             allow: "[\"*/*\"]",
+            backoff: ("200ms", "2s"),
         }
     }
 
@@ -60,12 +66,14 @@ impl Setup {
     pub fn to_toml(&self) -> String {
         let mut text = format!("[gateway]\nid = \"{}\"\nstate_dir = \"state\"\n", self.id);
         if !self.uplink.is_empty() {
-            let backoff = "backoff_min = \"200ms\"\nbackoff_max = \"2s\"";
+            let (least, most) = self.backoff;
+            let backoff = format!("backoff_min = \"{least}\"\nbackoff_max = \"{most}\"");
             text += &format!("\n[uplink]\n{}\n{backoff}\n", self.uplink);
         }
         text += &format!("\n[spool]\n{}\n", self.spool);
         if let Some(port) = self.listener {
-            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n");
+            let keys = &self.listener_keys;
+            text += &format!("\n[listener]\nbind = \"127.0.0.1:{port}\"\n{keys}\n");
         }
         if let Some(port) = self.broker {
             text += &format!("\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\n");
@@ -191,7 +199,7 @@ pub fn run_command(config: &Path) -> Command {
 
 /// The gateway that was built along with the scenarios; or what `FIELDGATE_BIN` names, run by the
 /// words of `FIELDGATE_RUNNER`: an emulator, where the program is for another processor.
-fn binary() -> Command {
+pub fn binary() -> Command {
     let program = std::env::var("FIELDGATE_BIN");
     let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_fieldgate").into());
     let runner = std::env::var("FIELDGATE_RUNNER").unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{IpAddr, TcpStream},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +16,7 @@ const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 /// Where requests go.
 #[derive(Clone)]
 pub struct Client {
+    pub address: IpAddr,
     pub port: u16,
     pub tls: Option<Arc<ClientConfig>>,
     pub token: String,
@@ -62,7 +63,7 @@ impl Client {
     }
 
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let tcp = TcpStream::connect(("127.0.0.1", self.port))?;
+        let tcp = TcpStream::connect((self.address, self.port))?;
         tcp.set_read_timeout(Some(TIMEOUT))?;
         tcp.set_write_timeout(Some(TIMEOUT))?;
         let Some(tls) = &self.tls else { return Ok(Box::new(tcp)) };

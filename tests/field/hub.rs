@@ -1,7 +1,12 @@
 //! The hub, as a process, and its HTTP API. What its configuration and its answers look like stands
 //! here only.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -10,6 +15,7 @@ use super::{
     certificate::{private, trusting},
     eventually, free_port,
     http::{Client, Response},
+    namespace::Namespace,
     process::{Process, run},
 };
 
@@ -22,6 +28,8 @@ pub struct Hub {
     pub process: Option<Process>,
     config: PathBuf,
     log: PathBuf,
+    /// The process whose network namespace it runs in; the test's own if there is none.
+    network: Option<u32>,
 }
 
 /// A record, as far as scenarios look at it.
@@ -42,10 +50,14 @@ pub struct Row {
 pub const CERT: &str = "hub.pem";
 pub const KEY: &str = "hub.key";
 
+/// Another name of the hub's, for those who reach it over a network.
+pub const NAME: &str = "hub.test";
+
 /// Makes a throwaway authority in the scenario's directory, and a certificate for `localhost`.
 pub fn authority(field: &Field) {
     let mut command = binary();
-    command.args(["demo-ca", "--host", "localhost,127.0.0.1", "--dir"]).arg(field.path(""));
+    let hosts = format!("localhost,127.0.0.1,{NAME}");
+    command.args(["demo-ca", "--host", &hosts, "--dir"]).arg(field.path(""));
     run_to_success(command);
     for name in ["ca.pem", CERT, KEY] {
         assert!(field.path(name).exists(), "fieldgate-hub demo-ca wrote no {name}");
@@ -61,23 +73,41 @@ impl Hub {
     /// The same with these keys beside its own, and these sections and keys of `[tls]` after them.
     pub fn with(field: &Field, keys: &str, sections: &str) -> Self {
         authority(field);
-        let port = free_port();
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let bind = format!("{address}:{}", free_port());
+        Self::at(field, &bind, address, true, &over_tls(keys, sections))
+    }
+
+    /// One without TLS, behind something that does it, on this port of this machine.
+    pub fn without_tls(field: &Field, port: u16) -> Self {
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let trusted = format!("trusted_proxies = [\"{address}\"]\n");
+        Self::at(field, &format!("{address}:{port}"), address, false, &trusted)
+    }
+
+    /// One over TLS on every address of a network namespace; its API is asked at `api`.
+    pub fn within(field: &Field, network: &Namespace, api: IpAddr) -> Self {
+        authority(field);
+        let bind = format!("0.0.0.0:{}", free_port());
+        let hub = Self::at(field, &bind, api, true, &over_tls("", ""));
+        Self { network: Some(network.id()), ..hub }
+    }
+
+    fn at(field: &Field, bind: &str, api: IpAddr, tls: bool, rest: &str) -> Self {
         std::fs::create_dir(field.path("hub")).expect("a directory in an own directory");
-        let config = field.write(
-            "hub.toml",
-            format!(
-                "bind = \"127.0.0.1:{port}\"\nstate_dir = \"hub\"\n{keys}\n\
-                 [tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n"
-            ),
-        );
+        let text = format!("bind = \"{bind}\"\nstate_dir = \"hub\"\n{rest}");
+        let config = field.write("hub.toml", text);
         let scopes = "gateways:read,records:read,commands:write,commands:read,live";
         let mut command = binary();
         command.args(["api-token", "add", "test", "--scopes", scopes, "--config"]).arg(&config);
         let said = run_to_success(command);
         let token = said.split_whitespace().last().expect("api-token add prints a token");
-        let tls = Some(trusting(&field.path("ca.pem")));
-        let api = Client { port, tls, token: token.into() };
-        Self { port, api, process: None, config, log: field.path("hub.log") }
+        let port = bind.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.expect("an address to listen on ends with a port");
+        let tls = tls.then(|| trusting(&field.path("ca.pem")));
+        let api = Client { address: api, port, tls, token: token.into() };
+        let log = field.path("hub.log");
+        Self { port, api, process: None, config, log, network: None }
     }
 
     pub fn started(field: &Field) -> Self {
@@ -88,7 +118,10 @@ impl Hub {
 
     /// Starts it and waits until it serves.
     pub fn start(&mut self) {
-        let mut command = binary();
+        let mut command = match self.network {
+            Some(holder) => Namespace::command_beside(holder, PROGRAM),
+            None => binary(),
+        };
         command.args(["run", "--config"]).arg(&self.config).env_remove("NOTIFY_SOCKET");
         let mut process = Process::start("fieldgate-hub", command, &self.log);
         eventually("GET /healthz of the hub answers 200", SOON, || {
@@ -267,8 +300,14 @@ impl Row {
     }
 }
 
+fn over_tls(keys: &str, sections: &str) -> String {
+    format!("{keys}\n[tls]\ncert_file = \"{CERT}\"\nkey_file = \"{KEY}\"\n{sections}\n")
+}
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fieldgate-hub");
+
 fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_fieldgate-hub"))
+    Command::new(PROGRAM)
 }
 
 fn run_to_success(command: Command) -> String {

@@ -5,20 +5,24 @@
 //! shown.
 
 pub mod broker;
+pub mod carrier;
 pub mod certificate;
 pub mod clock;
 pub mod device;
 pub mod gateway;
 pub mod http;
 pub mod hub;
+pub mod issuer;
 pub mod ledger;
 pub mod mount;
 pub mod mqtt;
+pub mod name_server;
 pub mod namespace;
 pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod relay;
+pub mod rogue;
 pub mod signer;
 pub mod uplink;
 pub mod writer;

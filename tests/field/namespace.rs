@@ -1,12 +1,13 @@
 //! A network of a test's own: interfaces, addresses, names.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::Path,
     process::{Command, Stdio},
 };
 
-use super::Field;
+use super::{Field, SOON, process::Process};
 
 /// Set in the process that runs in namespaces of its own.
 const INSIDE: &str = "FIELD_NAMESPACE";
@@ -36,6 +37,52 @@ pub fn is_inside(test: &str) -> bool {
         .expect("unshare of util-linux runs");
     assert!(status.success(), "{test} in namespaces of its own: {status}");
     false
+}
+
+/// A further network namespace, for as long as this lives.
+pub struct Namespace {
+    /// It ends with its stdin, however the test ends.
+    holder: Process,
+}
+
+impl Namespace {
+    pub fn new(field: &Field, name: &str) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"]);
+        let mut holder = Process::start(name, command, &field.path(format!("{name}.log")));
+        holder.wait_for_line(SOON, |line| line == "ready");
+        Self { holder }
+    }
+
+    /// A command that runs in it.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Self::command_beside(self.id(), program)
+    }
+
+    /// A command that runs where the process `holder` is.
+    pub fn command_beside(holder: u32, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{holder}/ns/net")).arg("--").arg(program);
+        command
+    }
+
+    /// Runs each line of a script in it, to its end.
+    pub fn run(&self, script: &str) {
+        let mut command = self.command("sh");
+        command.args(["-euc", script]).env("PATH", root_path());
+        let status = command.status().expect("nsenter of util-linux runs");
+        assert!(status.success(), "{script}: {status}");
+    }
+
+    /// The process that holds it.
+    pub fn id(&self) -> u32 {
+        self.holder.id()
+    }
+}
+
+/// Debian has nft and nginx where only root's PATH looks.
+pub fn root_path() -> String {
+    std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin"
 }
 
 /// A wire with [`OWN_V4`] and [`OWN_V6`] on it, and nobody at the other end.
@@ -81,4 +128,12 @@ pub fn instead(field: &Field, place: &Path, text: &str) {
             place.display()
         );
     }
+}
+
+/// Puts an empty directory of the scenario's over one of the system's, for this namespace alone.
+pub fn mount_over(field: &Field, name: &str, place: &str) {
+    let own = field.path(name);
+    fs::create_dir(&own).unwrap_or_else(|e| panic!("{}: {e}", own.display()));
+    let status = Command::new("mount").arg("--bind").arg(&own).arg(place).status();
+    assert!(status.expect("mount of util-linux runs").success(), "mount over {place}");
 }

@@ -284,6 +284,25 @@ fn sources(directory: &str) -> Vec<Source> {
 }
 
 #[test]
+fn security_md_names_only_tests_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("SECURITY.md")).expect("SECURITY.md is there");
+    let (_, table) = text.split_once("shown by |").expect("the table of requirements");
+    let sources: Vec<String> =
+        sources("src").into_iter().chain(sources("tests")).map(|source| source.text).collect();
+    let names: Vec<&str> = (table.lines().skip(2).take_while(|line| line.starts_with('|')))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|name| name.matches('_').count() > 1)
+        .collect();
+    let is_there = |name: &&str| {
+        let function = format!("fn {name}(");
+        sources.iter().any(|text| text.contains(&function))
+    };
+    let missing: Vec<_> = names.iter().filter(|name| !is_there(name)).collect();
+    assert!(names.len() > 30 && missing.is_empty(), "no such tests: {missing:?}");
+}
+
+#[test]
 fn the_rules_see_what_they_are_to_see() {
     let source = Source {
         name: "src/hub/session/apply.rs".into(),

@@ -61,7 +61,9 @@ fn a_client_does_not_speak_to_a_server_that_it_does_not_trust() {
     let (one, other) =
         (issue(&field, "one", "localhost", 2100), issue(&field, "other", "localhost", 2100));
     let server = TlsServer::start(&one);
-    let client = Client { port: server.port, tls: Some(trusting(&other.ca)), token: "t".into() };
+    let tls = Some(trusting(&other.ca));
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    let client = Client { address, port: server.port, tls, token: "t".into() };
     let error = client.get("/").expect_err("an unknown authority").to_string();
     assert!(error.contains("UnknownIssuer"), "{error}");
 }

@@ -8,10 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    date_time_ymd,
+};
 use serde_json::{Value, json};
 
 use crate::field::{
@@ -200,11 +203,24 @@ impl TestAuthority {
 
     /// A client that is valid in these years.
     fn client(&self, field: &Field, hub: &Hub, name: &str, years: (i32, i32)) -> Way {
-        let must = "a certificate from fixed parameters";
-        let mut params = CertificateParams::new([]).expect(must);
-        params.distinguished_name.push(DnType::CommonName, name);
+        let mut params = CertificateParams::default();
         params.not_before = date_time_ymd(years.0, 1, 1);
         params.not_after = date_time_ymd(years.1, 1, 1);
+        self.sign(field, hub, name, params)
+    }
+
+    /// A client whose certificate ends so soon.
+    fn client_for(&self, field: &Field, hub: &Hub, name: &str, time: Duration) -> Way {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(1970, 1, 1) + now.expect("a clock after 1970") + time;
+        self.sign(field, hub, name, params)
+    }
+
+    fn sign(&self, field: &Field, hub: &Hub, name: &str, mut params: CertificateParams) -> Way {
+        let must = "a certificate from fixed parameters";
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect(must);
         let chain = field.write("x.pem", params.signed_by(&key, &self.issuer).expect(must).pem());
         let key = field.write("x.key", key.serialize_pem());
@@ -244,12 +260,15 @@ fn a_certificate_must_be_of_the_right_authority_time_and_name_and_not_revoked() 
         answers.push((answer.status, answer.body));
     }
     assert!(answers.iter().all(|answer| *answer == answers[0] && answer.0 == 401), "{answers:?}");
-    let (mut uplink, _) = {
-        let way = own.client(&field, &hub, "gw-2", (2020, 2100));
-        (way.upgrade(None).unwrap_or_else(|status| panic!("status {status}")), ())
-    };
+    let way = own.client(&field, &hub, "gw-2", (2020, 2100));
+    let mut uplink = way.upgrade(None).unwrap_or_else(|status| panic!("status {status}"));
     uplink.say(&json!({"type": "hello", "gateway": "gw-1", "streams": []}));
     assert_eq!(uplink.close_code(), FORBIDDEN, "another gateway's name");
+    // A session does not outlive its certificate, and the certificate no session.
+    let way = own.client_for(&field, &hub, "gw-2", Duration::from_secs(4));
+    let (mut uplink, _) = way.session(None, "gw-2");
+    assert_eq!(uplink.close_code(), TOKEN_EXPIRED);
+    assert!(matches!(way.upgrade(None).err(), Some(0 | 401)));
 }
 
 #[test]

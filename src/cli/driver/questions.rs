@@ -70,6 +70,7 @@ impl Driver {
         });
         status["version"] = env!("CARGO_PKG_VERSION").into();
         status["uplink"]["url"] = self.urls.get(self.gateway.hub()).cloned().into();
+        status["certificates"] = self.reload.certificates();
         status["clock"] = self.clock.status();
         status["sources"] = sources.collect();
         status["spool"] = self.disk.wear.to_json(now.instant);

@@ -147,8 +147,13 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "uplink.jwt",
             "key = 'k'",
-            "uplink.jwt: signing tokens is not available in this version; remove it; use \
-             token_file or a client certificate",
+            "uplink.jwt.key: there is no such key; did you mean `key_file`?",
+        ),
+        (
+            "uplink.jwt",
+            "lifetime = '25h'\naudience = ''",
+            "uplink.jwt.lifetime: \"25h\" is out of bounds; write 1m to 24h\n3: \
+             uplink.jwt.audience: write 1 to 256 bytes of text",
         ),
         (
             "spool",
@@ -232,7 +237,13 @@ fn a_fault_in_a_value_says_what_to_write() {
             "listener",
             "bind = '0.0.0.0:1883'",
             "listener.bind: devices could connect to 0.0.0.0:1883 without authentication; use \
-             tls_bind with client_ca_file",
+             tls_bind with users_file, client_ca_file or both",
+        ),
+        (
+            "listener",
+            "bind = '0.0.0.0:1883'\nusers_file = 'u'",
+            "listener.bind: passwords would cross the network to 0.0.0.0:1883 in the clear; use \
+             tls_bind, or write allow_cleartext_passwords = true",
         ),
         (
             "listener",
@@ -243,8 +254,8 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "listener",
             "tls_bind = '0.0.0.0:8883'\ncert_file = 'c'\nkey_file = 'k'",
-            "listener.tls_bind: it needs client_ca_file; write cert_file, key_file and \
-             client_ca_file",
+            "listener.tls_bind: devices could connect to it without authentication; write \
+             users_file, client_ca_file or both",
         ),
         (
             "listener",
@@ -253,9 +264,8 @@ fn a_fault_in_a_value_says_what_to_write() {
         ),
         (
             "listener",
-            "users_file = 'u'",
-            "listener.users_file: a file of users is not available in this version; remove it; use \
-             tls_bind with client_ca_file",
+            "tls_bind = '0.0.0.0:8883'\nkey_file = 'k'\nusers_file = 'u'",
+            "listener.tls_bind: it needs cert_file; write cert_file and key_file",
         ),
         (
             "[telemetry]",
@@ -409,8 +419,8 @@ fn a_fault_in_the_environment_names_the_variable() {
         (
             "FIELDGATE_UPLINK__JWT__KEY",
             "a",
-            "FIELDGATE_UPLINK__JWT__KEY: uplink.jwt.key: signing tokens is not available in this \
-             version; remove it; use token_file or a client certificate",
+            "FIELDGATE_UPLINK__JWT__KEY: uplink.jwt.key: there is no such key; did you mean \
+             `key_file`?",
         ),
     ] {
         assert_eq!(faults("[listener]", &[(name, value)]), says, "{name}={value}");

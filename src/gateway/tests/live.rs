@@ -140,6 +140,24 @@ fn a_peer_that_answers_and_acknowledges_nothing_is_given_up() {
     assert_eq!(bench.hangups, 1);
 }
 
+/// A hub that sent nothing else once filled memory with complaints, and the log.
+#[test]
+fn a_hub_that_floods_with_what_is_malformed_is_told_once() {
+    let mut bench = welcomed();
+    bench.sent.clear();
+    for _ in 0..1000 {
+        bench.gateway.handle_text(bench.now, "{");
+    }
+    bench.look();
+    assert_eq!(bench.texts().len(), 1);
+    bench.end(closed(1001));
+    bench.welcomed();
+    bench.sent.clear();
+    bench.gateway.handle_text(bench.now, "{");
+    bench.look();
+    assert_eq!(bench.texts().len(), 1, "another session");
+}
+
 #[test]
 fn a_dial_that_never_ends_is_given_up() {
     let mut bench = Bench::new(Mode::Managed, |_| {});

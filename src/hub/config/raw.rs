@@ -143,7 +143,7 @@ impl Default for RawLimits {
             failures_per_minute: number(30),
             sessions_per_minute: number(60),
             enrolments_per_minute: number(60),
-            messages_per_second: number(5000),
+            messages_per_second: number(20_000),
             bytes_per_second: Size(64 << 20),
         }
     }

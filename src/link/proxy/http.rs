@@ -35,7 +35,7 @@ impl Connect {
         );
         if let Some(login) = &via.credentials {
             // Credentials are coded, so that no user's name becomes a header.
-            let coded = STANDARD.encode(format!("{}:{}", login.user, login.password));
+            let coded = STANDARD.encode(format!("{}:{}", login.user, *login.password));
             text.push_str(&format!("Proxy-Authorization: Basic {coded}\r\n"));
         }
         text.push_str("\r\n");

@@ -162,7 +162,7 @@ fn request(host: &str, port: u16) -> Vec<u8> {
 /// RFC 1929, section 2.
 fn login_message(login: &Credentials) -> Result<Vec<u8>, String> {
     let mut bytes = vec![LOGIN_VERSION];
-    for part in [&login.user, &login.password] {
+    for part in [&login.user, &*login.password] {
         let length = u8::try_from(part.len())
             .map_err(|_| "user and password have at most 255 bytes there; shorten them")?;
         bytes.push(length);

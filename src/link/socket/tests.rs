@@ -95,6 +95,7 @@ async fn every_kind_of_frame_is_told_and_a_ping_is_answered_without_any_writing(
     assert_eq!(heard[7], 0x88, "the close frame's answer");
     assert!(link.counters.received.load(Ordering::Relaxed) > frames.len() as u64);
     assert!(link.counters.sent.load(Ordering::Relaxed) > heard.len() as u64);
+    assert_eq!(link.counters.made_room.load(Ordering::Relaxed), 0, "the socket was never full");
 }
 
 #[tokio::test]
@@ -159,6 +160,15 @@ async fn a_server_that_never_reads_fills_the_request_queue_and_nothing_more() {
     let sent = tokio::time::timeout(WAIT, full).await.expect("the queue fills");
     let taken = link.counters.sent.load(Ordering::Relaxed);
     assert!(taken < u64::from(sent) * 64 * 1024, "{sent} requests, {taken} bytes");
+    let made_room = || link.counters.made_room.load(Ordering::Relaxed);
+    let before = made_room();
+    let mut read = vec![0; 4 << 20];
+    let room = async {
+        while made_room() == before {
+            assert_ne!(tcp.read(&mut read).await.unwrap(), 0);
+        }
+    };
+    tokio::time::timeout(WAIT, room).await.expect("a peer that reads makes room");
     // Reading goes on all the while.
     tcp.write_all(b"\x81\x02hi").await.unwrap();
     assert!(matches!(next(&mut link).await, Event::Text(text) if text == "hi"));

@@ -19,10 +19,11 @@ use bytes::{Bytes, BytesMut};
 use rumqttc::{ConnectReturnCode, LastWill, Packet, QoS, Subscribe};
 
 use super::{
+    access::{Principal, Topics},
     delivery::Deliveries,
     retained::Retained,
     routes::{Routes, lower},
-    session::{Link, Message, OUTBOX_BYTES, Queued, Session, Subscription},
+    session::{Link, Message, OUTBOX_BYTES, Owner, Queued, Session, Subscription},
     wire::{self, Connect, Violation},
 };
 use crate::{
@@ -69,9 +70,9 @@ pub(super) struct Broker {
     source: SourceId,
     max_clients: usize,
     max_inflight: usize,
-    by_client: HashMap<String, u64>,
-    by_connection: HashMap<u64, u64>,
-    routes: Routes,
+    pub(super) by_client: HashMap<Owner, u64>,
+    pub(super) by_connection: HashMap<u64, u64>,
+    pub(super) routes: Routes,
     retained: Retained,
     budget: usize,
     next_session: u64,
@@ -82,10 +83,10 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// A broker without clients. `interests` are the filters of what the gateway wants.
+    /// A broker without clients.
     pub(super) fn new(
         source: SourceId,
-        interests: Vec<String>,
+        topics: Topics,
         max_clients: usize,
         max_inflight: usize,
     ) -> Self {
@@ -97,7 +98,7 @@ impl Broker {
             max_inflight: max_inflight.max(1),
             by_client: HashMap::new(),
             by_connection: HashMap::new(),
-            routes: Routes::new(interests),
+            routes: Routes::new(topics),
             retained: Retained::default(),
             budget: SESSIONS_BYTES,
             next_session: 0,
@@ -108,7 +109,7 @@ impl Broker {
         }
     }
 
-    /// A client wants in. `connection` was never given before.
+    /// A client that was let in as `principal` connects. `connection` was never given before.
     ///
     /// # Errors
     /// The CONNACK code to refuse it with; nothing is kept of it.
@@ -117,6 +118,7 @@ impl Broker {
         now: Instant,
         connection: u64,
         connect: Connect,
+        principal: Principal,
     ) -> Result<(), ConnectReturnCode> {
         let is_named = !connect.client_id.is_empty();
         let client_id = match connect.client_id {
@@ -124,28 +126,33 @@ impl Broker {
             name if name.is_empty() && connect.clean_session => format!("unnamed-{connection}"),
             _ => return Err(ConnectReturnCode::BadClientId),
         };
-        let earlier = self.by_client.get(&client_id).copied();
+        if connect.will.as_ref().is_some_and(|will| !self.may_publish(&principal, &will.topic)) {
+            return Err(ConnectReturnCode::NotAuthorized);
+        }
+        let owner = (principal.name().cloned(), client_id);
+        let earlier = self.by_client.get(&owner).copied();
         let taken_over = earlier.and_then(|key| self.sessions.get(&key)?.link.as_ref());
         match taken_over.map(|link| link.connection) {
             // The newest connection of a client identifier wins (MQTT-3.1.4-2).
             Some(older) => self.handle_end(now, older, End::Lost),
-            None if self.by_connection.len() >= self.max_clients => {
+            None if self.by_connection.len() >= self.max_clients || self.is_crowded(&principal) => {
                 return Err(ConnectReturnCode::ServiceUnavailable);
             }
             None => {}
         }
-        let kept = self.by_client.get(&client_id).copied();
+        let kept = self.by_client.get(&owner).copied();
         let resumed = kept.filter(|_| !connect.clean_session);
         let key = resumed.unwrap_or_else(|| {
             kept.into_iter().for_each(|key| self.forget(key));
-            self.add_session(now, client_id, is_named, connect.clean_session)
+            self.bound_sessions_of(&principal);
+            self.add_session(Session::new(now, principal, owner.1, is_named, connect.clean_session))
         });
         let session = self.sessions.get_mut(&key).expect("found or made just before");
         let connack = [0x20, 2, u8::from(resumed.is_some()), 0];
         session.will = connect.will;
         session.connect(connection, BytesMut::from(&connack[..]), &mut self.budget);
-        if is_named {
-            self.notices.push_back(Notice::Birth { device: session.client_id.clone() });
+        if let Some(device) = session.device() {
+            self.notices.push_back(Notice::Birth { device: device.to_owned() });
         }
         self.by_connection.insert(connection, key);
         Ok(())
@@ -193,19 +200,20 @@ impl Broker {
     /// A connection ended. One that is already gone changes nothing.
     pub(super) fn handle_end(&mut self, now: Instant, connection: u64, end: End) {
         let Some(key) = self.by_connection.remove(&connection) else { return };
+        let is_last = !self.has_another_link(key);
         let Some(session) = self.sessions.get_mut(&key) else { return };
         for token in session.disconnect(now) {
             self.notices.extend(self.deliveries.handle_cut_off(token));
         }
         let will = session.will.take().filter(|_| end != End::Disconnect);
-        if session.is_named {
+        if let Some(device) = session.device().filter(|_| is_last) {
             let reason = match end {
                 _ if will.is_some() => "will",
                 End::Disconnect => "disconnect",
                 End::KeepAlive => "keep alive",
                 End::Lost => "connection lost",
             };
-            self.notices.push_back(Notice::Death { device: session.client_id.clone(), reason });
+            self.notices.push_back(Notice::Death { device: device.to_owned(), reason });
         }
         if session.clean {
             self.forget(key);
@@ -222,7 +230,7 @@ impl Broker {
     /// thrown out after.
     pub(super) fn handle_too_large(&mut self, connection: u64) {
         let session = self.by_connection.get(&connection).and_then(|key| self.sessions.get(key));
-        let device = session.filter(|session| session.is_named).map(|s| s.client_id.clone());
+        let device = session.and_then(Session::device).map(str::to_owned);
         self.notices.push_back(Notice::Refused { device, reason: "too_large", receipt: None });
     }
 
@@ -357,12 +365,16 @@ impl Broker {
         if session.received.len() > MAX_RECEIVED {
             return Err(Violation::Unexpected("too many QoS 2 publishes without PUBREL"));
         }
-        let packet = (ack.is_some() && !session.clean).then(|| record::Packet {
-            session: record::session_key("listener", &session.client_id),
+        let packet = (ack.is_some() && !session.clean).then_some(record::Packet {
+            session: session.hash,
             id: publish.pkid,
             dup: publish.dup,
         });
         let route = self.routes.find(&publish.topic, &self.sessions);
+        if self.sessions.get(&key).is_some_and(|it| !route.holder.admits(&it.principal)) {
+            self.refuse_publish(key, connection, &publish.topic, ack);
+            return Ok(());
+        }
         let receipt = ack.and_then(|ack| self.owe(key, connection, ack, !route.interesting));
         if publish.retain && !self.retained.set(&publish.topic, publish.qos, &publish.payload) {
             tracing::debug!(topic = publish.topic, "retained message not kept: no room");
@@ -383,7 +395,13 @@ impl Broker {
 
     /// Notes the acknowledgement of a publish; the receipt that it waits for, unless it is `safe`
     /// at once.
-    fn owe(&mut self, key: u64, connection: u64, ack: Ack, safe: bool) -> Option<Receipt> {
+    pub(super) fn owe(
+        &mut self,
+        key: u64,
+        connection: u64,
+        ack: Ack,
+        safe: bool,
+    ) -> Option<Receipt> {
         let session = self.sessions.get_mut(&key)?;
         let link = session.link.as_mut()?;
         let number = link.acks.push(ack, safe);
@@ -420,6 +438,10 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let (mut granted, mut retained) = (Vec::with_capacity(subscribe.filters.len()), Vec::new());
         for wanted in subscribe.filters {
+            if !self.routes.topics.may_hear(&session.principal, &wanted.path) {
+                granted.push(None);
+                continue;
+            }
             // MQTT-3.8.4-6 lets a server grant less than was asked for.
             let qos = lower(wanted.qos, QoS::AtLeastOnce);
             let too_many = session.subscriptions.len() >= MAX_FILTERS;
@@ -470,18 +492,18 @@ impl Broker {
         }
     }
 
-    fn add_session(&mut self, now: Instant, client_id: String, named: bool, clean: bool) -> u64 {
+    fn add_session(&mut self, session: Session) -> u64 {
         let key = self.next_session;
         self.next_session += 1;
-        self.by_client.insert(client_id.clone(), key);
-        self.sessions.insert(key, Session::new(now, client_id, named, clean));
+        self.by_client.insert(session.owner(), key);
+        self.sessions.insert(key, session);
         key
     }
 
-    fn forget(&mut self, key: u64) {
+    pub(super) fn forget(&mut self, key: u64) {
         let Some(mut session) = self.sessions.remove(&key) else { return };
         session.release(&mut self.budget);
-        self.by_client.remove(&session.client_id);
+        self.by_client.remove(&session.owner());
         if !session.subscriptions.is_empty() {
             self.routes.forget();
         }

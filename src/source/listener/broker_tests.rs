@@ -12,7 +12,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let broker = Broker::new(SOURCE, vec!["devices/#".into()], 4, 3);
+        let broker = Broker::new(SOURCE, Topics::of_defaults(&["devices/#"]), 4, 3);
         Self { broker, now: Instant::now() }
     }
 
@@ -27,8 +27,10 @@ impl Bench {
         clean_session: bool,
         will: Option<LastWill>,
     ) -> Vec<Packet> {
-        let connect = Connect { client_id: client.into(), clean_session, keep_alive: 60, will };
-        self.broker.handle_connect(self.now, connection, connect).unwrap();
+        let client_id = client.into();
+        let connect = Connect { client_id, clean_session, keep_alive: 60, will, login: None };
+        let anonymous = Principal::Anonymous;
+        self.broker.handle_connect(self.now, connection, connect, anonymous).unwrap();
         self.sent(connection)
     }
 
@@ -223,7 +225,7 @@ fn the_number_of_offline_sessions_is_bounded() {
         bench.broker.handle_end(bench.now, index, End::Lost);
     }
     assert_eq!(bench.broker.sessions.len(), MAX_OFFLINE_SESSIONS);
-    assert!(!bench.broker.by_client.contains_key("c2"));
+    assert!(!bench.broker.by_client.contains_key(&(None, "c2".to_owned())));
 }
 
 #[test]
@@ -260,8 +262,9 @@ fn clients_beyond_the_limit_and_bad_names_are_refused() {
     }
     let mut refused = |client: &str, clean_session| {
         let client_id = client.to_owned();
-        let connect = Connect { client_id, clean_session, keep_alive: 0, will: None };
-        bench.broker.handle_connect(bench.now, 9, connect).unwrap_err()
+        let connect = Connect { client_id, clean_session, keep_alive: 0, will: None, login: None };
+        let anonymous = Principal::Anonymous;
+        bench.broker.handle_connect(bench.now, 9, connect, anonymous).unwrap_err()
     };
     assert_eq!(refused("one-more", true), ConnectReturnCode::ServiceUnavailable);
     assert_eq!(refused("", false), ConnectReturnCode::BadClientId);

@@ -22,7 +22,9 @@ use tokio::{
 
 use super::{
     Shared,
+    access::Principal,
     broker::{Broker, End},
+    door::Shown,
     wire::{self, Connect, Violation},
 };
 use crate::record::Publish;
@@ -40,30 +42,43 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
 /// is not read.
 const HEARD: usize = 64;
 
+/// How far a client may be ahead of its rate.
+const BURST: Duration = Duration::from_secs(1);
+
 /// How many bytes are read at once, at least; the buffer grows only by what has arrived.
 const READ_BYTES: usize = 4096;
 
+/// A stream that was accepted, and what is known of who is at its other end.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// Unique over the life of the listener.
+    pub(super) number: u64,
+    pub(super) peer: SocketAddr,
+    pub(super) shown: Shown,
+    /// Wakes it when it has to make room for others; of no meaning once it was let in.
+    pub(super) leave: Arc<Notify>,
+}
+
 /// Serves one accepted stream to its end.
-pub(super) async fn serve<S>(stream: S, peer: SocketAddr, number: u64, shared: Arc<Shared>)
+pub(super) async fn serve<S>(stream: S, caller: Caller, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Caller { number, peer, .. } = caller;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut read = BytesMut::with_capacity(READ_BYTES);
-    let connect = match timeout(CONNECT_DEADLINE, read_connect(&mut reader, &mut read)).await {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) => return,
-        Ok(Err(violation)) => {
-            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
-            if let Violation::Level(_) = violation {
-                refuse(&mut writer, 1).await;
-            }
-            return;
+    let greeted = tokio::select! {
+        greeted = greet(&mut reader, &mut read, &caller, &shared) => greeted,
+        () = caller.leave.notified() => {
+            tracing::info!(%peer, "client closed: too many others wait to connect");
+            Greeted::Gone
         }
-        Err(_) => {
-            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
-            return;
-        }
+    };
+    shared.leave_lobby(number);
+    let (connect, principal) = match greeted {
+        Greeted::Welcome(connect, principal) => (connect, principal),
+        Greeted::Refused(code) => return refuse(&mut writer, code).await,
+        Greeted::Gone => return,
     };
     // One and a half times what the client promised (MQTT-3.1.2-24).
     let silence = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
@@ -71,7 +86,7 @@ where
     let wake = shared.register(number);
     let mut heard = VecDeque::new();
     let accepted = shared.with(|broker| {
-        let accepted = broker.handle_connect(Instant::now(), number, connect);
+        let accepted = broker.handle_connect(Instant::now(), number, connect, principal);
         broker.take_heard(&mut heard);
         accepted
     });
@@ -89,6 +104,8 @@ where
         read,
         starved: false,
         reading: true,
+        paid_until: Instant::now(),
+        resting_until: None,
         exhausted: false,
         writing: BytesMut::new(),
         heard,
@@ -102,6 +119,43 @@ where
     let end = connection.run().await;
     tracing::debug!(%peer, client_id, ?end, "client gone");
     connection.close(end).await;
+}
+
+/// What came of a client's first packet.
+enum Greeted {
+    /// It was let in.
+    Welcome(Connect, Principal),
+    /// It is to be told so by this CONNACK code.
+    Refused(u8),
+    /// There is nobody to tell.
+    Gone,
+}
+
+async fn greet<R>(reader: &mut R, read: &mut BytesMut, caller: &Caller, shared: &Shared) -> Greeted
+where
+    R: AsyncRead + Unpin,
+{
+    let peer = caller.peer;
+    let mut connect = match timeout(CONNECT_DEADLINE, read_connect(reader, read)).await {
+        Ok(Ok(Some(connect))) => connect,
+        Ok(Ok(None)) => return Greeted::Gone,
+        Ok(Err(violation)) => {
+            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
+            return match violation {
+                Violation::Level(_) => Greeted::Refused(1),
+                _ => Greeted::Gone,
+            };
+        }
+        Err(_) => {
+            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
+            return Greeted::Gone;
+        }
+    };
+    shared.refresh_users().await;
+    match shared.door.admit(peer, &caller.shown, connect.login.take()).await {
+        Ok(principal) => Greeted::Welcome(connect, principal),
+        Err(code) => Greeted::Refused(code as u8),
+    }
 }
 
 async fn read_connect<R>(reader: &mut R, read: &mut BytesMut) -> Result<Option<Connect>, Violation>
@@ -137,6 +191,10 @@ struct Connection<S> {
     starved: bool,
     /// The broker takes packets of this connection.
     reading: bool,
+    /// With a limit on its rate: when the client will have used up what it published beyond it.
+    paid_until: Instant,
+    /// It has published too much too fast, and is not read until then.
+    resting_until: Option<Instant>,
     /// The gateway was told that this connection's whole window waits, and nothing came since.
     exhausted: bool,
     writing: BytesMut,
@@ -246,10 +304,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.starved || !self.reading || self.heard.len() >= HEARD {
                 return Ok(None);
             }
+            self.resting_until = self.rest();
+            if self.resting_until.is_some() {
+                self.reading = false;
+                return Ok(None);
+            }
             match wire::take_packet(&mut self.read) {
                 Ok(Some(Packet::Disconnect)) => return Ok(Some(End::Disconnect)),
                 Ok(Some(packet)) => {
                     self.exhausted = false;
+                    if let (Packet::Publish(_), Some(every)) = (&packet, self.shared.publish_every)
+                    {
+                        self.paid_until = self.paid_until.max(Instant::now()) + every;
+                    }
                     broker.handle_packet(self.number, packet)?;
                 }
                 Ok(None) => self.starved = true,
@@ -264,6 +331,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// Until when the client is not read, so that it keeps to its rate: it may be a second ahead.
+    fn rest(&self) -> Option<Instant> {
+        self.shared.publish_every?;
+        let until = self.paid_until.checked_sub(BURST)?;
+        (until > Instant::now()).then_some(until)
+    }
+
     fn handle_written(&mut self) {
         self.last_progress = Instant::now();
         if self.writing.is_empty() {
@@ -272,8 +346,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// When the client is overdue, if nothing happens until then.
+    /// When there is something to do, if nothing happens until then.
     fn deadline(&self) -> Option<Instant> {
+        self.overdue_at().into_iter().chain(self.resting_until).min()
+    }
+
+    /// When the client is overdue, if nothing happens until then.
+    fn overdue_at(&self) -> Option<Instant> {
         let silent = self.silence.filter(|_| self.reading).map(|limit| self.last_heard + limit);
         let stuck = (!self.writing.is_empty()).then(|| self.last_progress + WRITE_DEADLINE);
         silent.into_iter().chain(stuck).min()
@@ -281,7 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn overdue(&self) -> Option<End> {
         let now = Instant::now();
-        self.deadline().filter(|due| *due <= now)?;
+        self.overdue_at().filter(|due| *due <= now)?;
         let stuck = !self.writing.is_empty() && self.last_progress + WRITE_DEADLINE <= now;
         Some(if stuck { End::Lost } else { End::KeepAlive })
     }

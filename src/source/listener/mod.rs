@@ -6,15 +6,22 @@
 //!
 //! Why not a ready-made broker: none lets the PUBACK wait until the publish is safe.
 //!
+//! Who may come in is `door`'s to say, and how many may wait there `lobby`'s; whose a topic is,
+//! `access`'s.
+//!
 //! What it does not do: QoS 2 towards subscribers (QoS 1 is granted), keep sessions or retained
-//! messages over a restart, bridge. User name and password are taken and ignored: the plain address
-//! is a loopback one, and TLS clients show a certificate.
+//! messages over a restart, bridge.
 
+mod access;
+mod authority;
 mod broker;
 mod connection;
 mod delivery;
+mod door;
+mod failures;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod lobby;
 mod retained;
 mod routes;
 mod session;
@@ -42,13 +49,28 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::broker::Broker;
+pub use self::access::Topics;
+use self::{
+    broker::Broker,
+    connection::Caller,
+    door::{Door, Shown},
+    lobby::Lobby,
+};
 use super::{NOTICE_QUEUE, Notice, Request, Sink};
-use crate::{config, record::Publish};
+use crate::{config, identity::Certificate, record::Publish};
 
-/// Connections beyond `max_clients` that may be open before their CONNECT: room to refuse them in
-/// MQTT's own words. Still more stay in the kernel's backlog.
-const SPARE_CONNECTIONS: usize = 64;
+/// Connections beyond `max_clients` that may be open: those that wait to be let in, and as many
+/// that are being ended. Still more stay in the kernel's backlog.
+const SPARE_CONNECTIONS: usize = 2 * lobby::OF_ALL;
+
+/// How often the file of users is looked at, beside at each CONNECT: a device that was removed is
+/// cut off within this time.
+const USERS_EVERY: Duration = Duration::from_secs(5);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How long accepting rests when it can't go on.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -74,14 +96,14 @@ pub struct Running {
 
 /// Binds the configured addresses, then serves clients in tasks of the current runtime.
 ///
-/// `interests` are the topic filters of what goes to `sink.publishes`. `tls` must be given when
+/// `topics` say what goes to `sink.publishes`, and who may publish it. `tls` must be given when
 /// `config.tls` is; it is what asks clients for their certificate.
 ///
 /// # Errors
-/// An address that can't be bound, named, with the remedy.
+/// An address that can't be bound, or users that can't be read, named, with the remedy.
 pub async fn start(
     config: &config::Listener,
-    interests: Vec<String>,
+    topics: Topics,
     tls: Option<Arc<rustls::ServerConfig>>,
     sink: Sink,
 ) -> io::Result<Running> {
@@ -103,6 +125,8 @@ pub async fn start(
     };
     let plain_at = plain.as_ref().map(TcpListener::local_addr).transpose()?;
     let tls_at = secure.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
+    let door = Door::open(config)
+        .map_err(|error| io::Error::other(format!("listener.users_file: {error}")))?;
     let (requests, incoming) = mpsc::unbounded_channel();
     let server = Server {
         plain,
@@ -112,17 +136,15 @@ pub async fn start(
         source: sink.source,
         shared: Arc::new(Shared {
             core: Mutex::new(Core {
-                broker: Broker::new(
-                    sink.source,
-                    interests,
-                    config.max_clients,
-                    config.max_inflight,
-                ),
+                broker: Broker::new(sink.source, topics, config.max_clients, config.max_inflight),
                 connections: HashMap::new(),
+                lobby: Lobby::default(),
             }),
+            door,
             notices_due: Notify::new(),
             stopping: AtomicBool::new(false),
             publishes: sink.publishes,
+            publish_every: config.max_publish_rate.map(|rate| SECOND / u32::from(rate)),
         }),
         connections: JoinSet::new(),
     };
@@ -150,9 +172,12 @@ async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
 #[derive(Debug)]
 struct Shared {
     core: Mutex<Core>,
+    door: Door,
     notices_due: Notify,
     stopping: AtomicBool,
     publishes: mpsc::Sender<Publish>,
+    /// How far apart one client's publishes must be on average.
+    publish_every: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -160,6 +185,7 @@ struct Core {
     broker: Broker,
     /// How to wake each connection.
     connections: HashMap<u64, Arc<Notify>>,
+    lobby: Lobby,
 }
 
 impl Shared {
@@ -187,6 +213,24 @@ impl Shared {
 
     fn unregister(&self, number: u64) {
         self.core.lock().unwrap_or_else(PoisonError::into_inner).connections.remove(&number);
+    }
+
+    /// Ends the connections of devices that the file of users says something else of than before.
+    async fn refresh_users(&self) {
+        let changes = self.door.refresh().await;
+        self.with(|broker| {
+            for change in changes {
+                broker.handle_revoked(Instant::now(), &change.name, change.forget);
+            }
+        });
+    }
+
+    fn with_lobby<T>(&self, input: impl FnOnce(&mut Lobby) -> T) -> T {
+        input(&mut self.core.lock().unwrap_or_else(PoisonError::into_inner).lobby)
+    }
+
+    fn leave_lobby(&self, number: u64) {
+        self.with_lobby(|lobby| lobby.leave(number));
     }
 
     fn is_stopping(&self) -> bool {
@@ -247,11 +291,14 @@ impl Server {
     /// Serves until it is asked to stop.
     async fn serve(&mut self, requests: &mut mpsc::UnboundedReceiver<Request>) {
         let mut batch = Vec::with_capacity(REQUEST_BATCH);
-        let mut accept_again: Option<Instant> = None;
+        let mut can_accept = true;
         let mut minute = interval(Duration::from_secs(60));
+        let mut users = interval(USERS_EVERY);
         minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        users.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let open = accept_again.is_none() && self.connections.len() < self.max_connections;
+            let has_room = self.shared.with_lobby(|lobby| lobby.has_room(Instant::now()));
+            let open = can_accept && has_room && self.connections.len() < self.max_connections;
             let accepted = tokio::select! {
                 biased;
                 count = requests.recv_many(&mut batch, REQUEST_BATCH) => {
@@ -266,8 +313,12 @@ impl Server {
                     self.handle_minute();
                     continue;
                 }
-                () = sleep(Duration::from_millis(200)), if accept_again.is_some() => {
-                    accept_again = None;
+                _ = users.tick(), if self.shared.door.has_users() => {
+                    self.shared.refresh_users().await;
+                    continue;
+                }
+                () = sleep(ACCEPT_PAUSE), if !can_accept || !has_room => {
+                    can_accept = true;
                     continue;
                 }
                 accepted = accept(self.plain.as_ref()), if open => accepted.map(|it| (it, None)),
@@ -281,7 +332,7 @@ impl Server {
                 Err(error) => {
                     // Too many open files, or the peer is gone: neither is helped by spinning.
                     tracing::warn!(%error, "a client could not be accepted");
-                    accept_again = Some(Instant::now());
+                    can_accept = false;
                 }
             }
         }
@@ -315,16 +366,40 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         // A PUBACK must not wait for the next one; a socket that can't do this still works.
         let _ = stream.set_nodelay(true);
+        let grace = if acceptor.is_some() { lobby::GRACE_TLS } else { lobby::GRACE };
+        let enter = |lobby: &mut Lobby| lobby.enter(Instant::now(), grace, number, peer.ip());
+        let leave = shared.with_lobby(enter);
+        let mut caller = Caller { number, peer, shown: Shown::Nothing, leave };
         self.connections.spawn(async move {
             let Some(acceptor) = acceptor else {
-                return connection::serve(stream, peer, number, shared).await;
+                return connection::serve(stream, caller, shared).await;
             };
-            match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => connection::serve(stream, peer, number, shared).await,
+            let shaken = tokio::select! {
+                shaken = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)) => shaken,
+                () = caller.leave.notified() => {
+                    tracing::info!(%peer, "client closed: too many others wait to connect");
+                    return shared.leave_lobby(number);
+                }
+            };
+            match shaken {
+                Ok(Ok(stream)) => {
+                    caller.shown = shown(&stream);
+                    return connection::serve(stream, caller, shared).await;
+                }
                 Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::info!(%peer, "no TLS handshake within {HANDSHAKE_DEADLINE:?}"),
             }
+            shared.leave_lobby(number);
         });
+    }
+}
+
+/// What the certificate says that a client showed; the handshake has verified it.
+fn shown(stream: &tokio_rustls::server::TlsStream<TcpStream>) -> Shown {
+    let (_, session) = stream.get_ref();
+    match session.peer_certificates().and_then(|chain| chain.first()) {
+        None => Shown::Nothing,
+        Some(own) => Shown::certificate(Certificate::from_der(own).and_then(|own| own.common_name)),
     }
 }
 

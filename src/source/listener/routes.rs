@@ -8,7 +8,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use rumqttc::QoS;
 
-use super::session::Session;
+use super::{
+    access::{Holder, Topics},
+    session::Session,
+};
 use crate::topic;
 
 /// How many topics are remembered; at the bound all are forgotten and looked up anew.
@@ -22,22 +25,24 @@ const MAX_ROUTE_TOPIC_BYTES: usize = 256;
 pub(super) struct Route {
     /// The gateway wants it.
     pub(super) interesting: bool,
+    /// Whose the topic is.
+    pub(super) holder: Holder,
     /// Sessions, each once however many of its filters match, with the highest QoS that those were
     /// granted.
     pub(super) sessions: Vec<(u64, QoS)>,
 }
 
-/// The filters that the gateway wants, and the routes known so far.
+/// Whose the topics are and which the gateway wants, and the routes known so far.
 #[derive(Debug)]
 pub(super) struct Routes {
-    interests: Vec<String>,
+    pub(super) topics: Topics,
     known: HashMap<String, Arc<Route>>,
 }
 
 impl Routes {
     /// No route is known yet.
-    pub(super) fn new(interests: Vec<String>) -> Self {
-        Self { interests, known: HashMap::new() }
+    pub(super) fn new(topics: Topics) -> Self {
+        Self { topics, known: HashMap::new() }
     }
 
     /// Subscriptions changed.
@@ -50,7 +55,9 @@ impl Routes {
         if let Some(route) = self.known.get(topic) {
             return Arc::clone(route);
         }
-        let interesting = self.interests.iter().any(|wanted| topic::filter_matches(wanted, topic));
+        let interests = &self.topics.interests;
+        let interesting = interests.iter().any(|wanted| topic::filter_matches(wanted, topic));
+        let holder = self.topics.holder(topic);
         let subscribed = sessions.iter().filter_map(|(key, session)| {
             let matching = session
                 .subscriptions
@@ -58,7 +65,7 @@ impl Routes {
                 .filter(|subscription| topic::filter_matches(&subscription.filter, topic));
             matching.map(|subscription| subscription.qos).reduce(higher).map(|qos| (*key, qos))
         });
-        let route = Arc::new(Route { interesting, sessions: subscribed.collect() });
+        let route = Arc::new(Route { interesting, holder, sessions: subscribed.collect() });
         if topic.len() <= MAX_ROUTE_TOPIC_BYTES {
             if self.known.len() >= MAX_ROUTES {
                 self.known.clear();
@@ -84,16 +91,17 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::source::listener::session::Subscription;
+    use crate::source::listener::{access::Principal, session::Subscription};
 
     #[test]
     fn overlapping_filters_make_one_route_at_the_highest_qos() {
-        let mut session = Session::new(Instant::now(), "a".into(), true, true);
+        let mut session =
+            Session::new(Instant::now(), Principal::Anonymous, "a".into(), true, true);
         for (filter, qos) in [("a/#", QoS::AtMostOnce), ("a/+", QoS::AtLeastOnce)] {
             session.subscriptions.push(Subscription { filter: filter.into(), qos });
         }
         let sessions = HashMap::from([(7, session)]);
-        let mut routes = Routes::new(vec!["a/b".into()]);
+        let mut routes = Routes::new(Topics::of_defaults(&["a/b"]));
         let route = routes.find("a/b", &sessions);
         assert!(route.interesting);
         assert_eq!(route.sessions, [(7, QoS::AtLeastOnce)]);
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_number_of_remembered_routes_is_bounded() {
-        let mut routes = Routes::new(Vec::new());
+        let mut routes = Routes::new(Topics::of_defaults(&[]));
         for index in 0..MAX_ROUTES * 2 + 5 {
             routes.find(&format!("t/{index}"), &HashMap::new());
         }

@@ -17,8 +17,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use rumqttc::{LastWill, QoS};
 
-use super::wire::{self, PublishHead};
-use crate::source::receipts::{Ack, AckOrder};
+use super::{
+    access::Principal,
+    wire::{self, PublishHead},
+};
+use crate::{
+    record,
+    source::receipts::{Ack, AckOrder},
+};
 
 /// How many messages may wait for one client.
 pub(super) const QUEUE_MESSAGES: usize = 1000;
@@ -92,12 +98,22 @@ pub(super) struct Link {
     unwritten: VecDeque<(u64, u64)>,
 }
 
+/// Whose a session is, and the client identifier it has there.
+pub(super) type Owner = (Option<Arc<str>>, String);
+
 /// One client's session.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// Whose it is: two clients may have the same identifier, and have nothing to do with each
+    /// other.
+    pub(super) principal: Principal,
     pub(super) client_id: String,
-    /// The client named itself; one that did not is no device.
-    pub(super) is_named: bool,
+    /// The client named itself.
+    is_named: bool,
+    /// The session as what came in it is known by.
+    pub(super) hash: u64,
+    /// That it published what it may not was logged since it connected.
+    pub(super) is_reproved: bool,
     /// It ends with its connection.
     pub(super) clean: bool,
     pub(super) subscriptions: Vec<Subscription>,
@@ -115,10 +131,24 @@ pub(super) struct Session {
 
 impl Session {
     /// A session that has yet to be connected.
-    pub(super) fn new(now: Instant, client_id: String, is_named: bool, clean: bool) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        principal: Principal,
+        client_id: String,
+        is_named: bool,
+        clean: bool,
+    ) -> Self {
+        let hash = match principal.name() {
+            None => record::session_key("listener", &client_id),
+            // Neither has a NUL in it.
+            Some(name) => record::session_key("listener", &format!("{name}\0{client_id}")),
+        };
         Self {
+            principal,
             client_id,
             is_named,
+            hash,
+            is_reproved: false,
             clean,
             subscriptions: Vec::new(),
             will: None,
@@ -132,6 +162,21 @@ impl Session {
         }
     }
 
+    /// The device that it is the session of: the one that was proven, else the one that the client
+    /// says it is. A service is none.
+    pub(super) fn device(&self) -> Option<&str> {
+        match &self.principal {
+            Principal::Device(name) => Some(name),
+            Principal::Service(_) => None,
+            Principal::Anonymous => self.is_named.then_some(self.client_id.as_str()),
+        }
+    }
+
+    /// What it is found by.
+    pub(super) fn owner(&self) -> Owner {
+        (self.principal.name().cloned(), self.client_id.clone())
+    }
+
     /// Joins a connection to the session; `connack` goes first, then what was in flight, again and
     /// in order.
     pub(super) fn connect(&mut self, connection: u64, connack: BytesMut, budget: &mut usize) {
@@ -142,6 +187,7 @@ impl Session {
                 wire::put_publish(&mut outbox, &message.topic, &message.payload, head);
             }
         }
+        self.is_reproved = false;
         self.link = Some(Link {
             connection,
             acks: AckOrder::default(),
@@ -324,7 +370,7 @@ mod tests {
     use rumqttc::Packet;
 
     fn session() -> Session {
-        Session::new(Instant::now(), "plc-01".into(), true, false)
+        Session::new(Instant::now(), Principal::Anonymous, "plc-01".into(), true, false)
     }
 
     fn message(text: &str) -> Queued {

@@ -23,16 +23,24 @@ struct Bench {
 
 impl Bench {
     async fn start(max_inflight: usize) -> Self {
+        Self::start_paced(max_inflight, None).await
+    }
+
+    async fn start_paced(max_inflight: usize, max_publish_rate: Option<u16>) -> Self {
         let (publishes_in, publishes) = mpsc::channel(4);
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let config = config::Listener {
             bind: Some(([127, 0, 0, 1], 0).into()),
             tls: None,
+            users_file: None,
+            anonymous: false,
             max_clients: 20,
+            max_publish_rate,
             max_inflight,
         };
         let sink = Sink { source: SourceId(1), publishes: publishes_in, notices: notices_in };
-        let running = start(&config, vec!["devices/#".into()], None, sink).await.unwrap();
+        let running =
+            start(&config, Topics::of_defaults(&["devices/#"]), None, sink).await.unwrap();
         Self { running, publishes, notices }
     }
 
@@ -237,12 +245,19 @@ async fn a_stop_flushes_what_is_due_and_ends() {
 #[tokio::test]
 async fn an_address_in_use_is_named_with_its_remedy() {
     let bench = Bench::start(8).await;
-    let config =
-        config::Listener { bind: bench.running.plain, tls: None, max_clients: 1, max_inflight: 1 };
+    let config = config::Listener {
+        bind: bench.running.plain,
+        tls: None,
+        users_file: None,
+        anonymous: false,
+        max_clients: 1,
+        max_publish_rate: None,
+        max_inflight: 1,
+    };
     let (publishes, _) = mpsc::channel(1);
     let (notices, _) = mpsc::channel(1);
     let sink = Sink { source: SourceId(1), publishes, notices };
-    let error = start(&config, Vec::new(), None, sink).await.unwrap_err().to_string();
+    let error = start(&config, Topics::of_defaults(&[]), None, sink).await.unwrap_err().to_string();
     assert!(error.contains("listener.bind: can't listen on 127.0.0.1:"), "{error}");
     assert!(error.contains("another program"), "{error}");
 }
@@ -262,9 +277,11 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
 #[cfg(feature = "hub")]
 fn tls() -> (Arc<rustls::ServerConfig>, rustls::RootCertStore, Certificate) {
     use rustls::{pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
-    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let certificate = pair.cert.der().clone();
-    let key = pair.signing_key.serialize_der();
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "plc-01");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let key = key.serialize_der();
     let key = move || PrivateKeyDer::try_from(key.clone()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
@@ -287,26 +304,34 @@ struct Certificate {
 }
 
 #[cfg(feature = "hub")]
+fn over_tls(bind: Option<SocketAddr>) -> config::Listener {
+    config::Listener {
+        bind,
+        tls: Some(config::ListenerTls {
+            bind: ([127, 0, 0, 1], 0).into(),
+            cert_file: "unused".into(),
+            key_file: "unused".into(),
+            client_ca_file: Some("unused".into()),
+        }),
+        users_file: None,
+        anonymous: false,
+        max_clients: 2,
+        max_publish_rate: None,
+        max_inflight: 2,
+    }
+}
+
+#[cfg(feature = "hub")]
 #[tokio::test]
 async fn over_tls_a_device_needs_its_certificate() {
     let (server, roots, own) = tls();
     let (publishes, mut heard) = mpsc::channel(4);
     let (notices, mut told) = mpsc::channel(NOTICES);
-    let config = config::Listener {
-        bind: None,
-        tls: Some(config::ListenerTls {
-            bind: ([127, 0, 0, 1], 0).into(),
-            cert_file: "unused".into(),
-            key_file: "unused".into(),
-            client_ca_file: "unused".into(),
-        }),
-        max_clients: 2,
-        max_inflight: 2,
-    };
+    let config = over_tls(None);
     let sink = Sink { source: SourceId(0), publishes, notices };
-    let without = start(&config, Vec::new(), None, sink.clone()).await.unwrap_err();
+    let without = start(&config, Topics::of_defaults(&[]), None, sink.clone()).await.unwrap_err();
     assert!(without.to_string().contains("set cert_file and key_file"), "{without}");
-    let running = start(&config, vec!["#".into()], Some(server), sink).await.unwrap();
+    let running = start(&config, Topics::of_defaults(&["#"]), Some(server), sink).await.unwrap();
     let device = |certificate: Option<&Certificate>| {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -326,7 +351,9 @@ async fn over_tls_a_device_needs_its_certificate() {
     let (_client, mut eventloop) = device(None);
     assert!(timeout(PATIENCE, eventloop.poll()).await.unwrap().is_err());
     let (client, mut eventloop) = device(Some(&own));
-    client.try_publish("t", QoS::AtMostOnce, false, "over TLS").unwrap();
+    client.try_publish("devices/plc-02/telemetry", QoS::AtMostOnce, false, "not its own").unwrap();
+    until_outgoing(&mut eventloop).await;
+    client.try_publish("devices/plc-01/telemetry", QoS::AtMostOnce, false, "over TLS").unwrap();
     until_outgoing(&mut eventloop).await;
     assert_eq!(&timeout(PATIENCE, heard.recv()).await.unwrap().unwrap().payload[..], b"over TLS");
     running.requests.send(Request::Stop).unwrap();
@@ -339,7 +366,7 @@ async fn over_tls_a_device_needs_its_certificate() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_stops_being_read_and_keeps_nobody_waiting() {
+async fn a_client_that_takes_nothing_is_cut_and_keeps_nobody_waiting() {
     let mut bench = Bench::start(8).await;
     let mut lazy = bench.raw().await;
     let subscribe = b"\x82\x07\x00\x01\x00\x02t0\x00";
@@ -354,9 +381,64 @@ async fn a_client_that_takes_nothing_stops_being_read_and_keeps_nobody_waiting()
             client.publish("t0", QoS::AtMostOnce, false, vec![0; 65_000]).await.unwrap();
         }
         client.publish("devices/busy", QoS::AtMostOnce, false, "done").await.unwrap();
+        // However much of that the sockets took, sometime they take no more.
+        loop {
+            sleep(Duration::from_millis(5)).await;
+            client.publish("t0", QoS::AtMostOnce, false, vec![0; 65_000]).await.unwrap();
+        }
     });
     let polling = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
     assert_eq!(&bench.hear().await.payload[..], b"done");
-    device.await.unwrap();
+    let cut_off = async {
+        loop {
+            let notice = bench.notices.recv().await.unwrap();
+            if matches!(&notice, Notice::Death { device, .. } if device == "z") {
+                return notice;
+            }
+        }
+    };
+    // The deadline for writing is half a minute.
+    let notice = timeout(3 * PATIENCE, cut_off).await.unwrap();
+    assert!(format!("{notice:?}").contains("connection lost"), "{notice:?}");
+    device.abort();
     polling.abort();
+}
+
+#[tokio::test]
+async fn a_client_is_read_no_faster_than_it_may_publish() {
+    let mut bench = Bench::start_paced(8, Some(10)).await;
+    let mut fast = bench.raw().await;
+    let publish = b"\x30\x0b\x00\x09devices/z";
+    let came = Instant::now();
+    fast.write_all(&[CONNECT, &publish.repeat(25)].concat()).await.unwrap();
+    for _ in 0..25 {
+        assert_eq!(bench.hear().await.topic, "devices/z");
+    }
+    // A burst of one second's, and the rest at ten a second.
+    assert!(came.elapsed() >= Duration::from_millis(1300), "{:?}", came.elapsed());
+}
+
+#[cfg(feature = "hub")]
+#[tokio::test]
+async fn who_says_nothing_is_closed_at_the_deadline() {
+    let (server, ..) = tls();
+    let (publishes, _heard) = mpsc::channel(1);
+    let (notices, _told) = mpsc::channel(NOTICES);
+    let config = over_tls(Some(([127, 0, 0, 1], 0).into()));
+    let sink = Sink { source: SourceId(0), publishes, notices };
+    let running = start(&config, Topics::of_defaults(&[]), Some(server), sink).await.unwrap();
+    let came = Instant::now();
+    let silent = async |address: Option<SocketAddr>, first: &[u8]| {
+        let mut stream = TcpStream::connect(address.unwrap()).await.unwrap();
+        stream.write_all(first).await.unwrap();
+        assert_eq!(answer(&mut stream).await, b"");
+        assert!(came.elapsed() >= connection::CONNECT_DEADLINE.min(HANDSHAKE_DEADLINE));
+    };
+    // Nothing at all, half a CONNECT, and half a record of TLS.
+    tokio::join!(
+        silent(running.plain, b""),
+        silent(running.plain, &CONNECT[..7]),
+        silent(running.tls, b""),
+        silent(running.tls, b"\x16\x03\x01\x02\x00"),
+    );
 }

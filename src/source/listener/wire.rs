@@ -7,8 +7,11 @@
 //!
 //! Must never allocate by a declared length, and never panic. Pure.
 
+use std::fmt;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rumqttc::{LastWill, Packet, QoS, mqttbytes};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::topic;
 
@@ -37,8 +40,22 @@ pub(super) enum Violation {
     Level(u8),
 }
 
-/// A CONNECT. Who the client says it is with a password is not kept: the listener has no users file
-/// to check it by.
+/// A user name, and the password that is to prove it. Its `Debug` hides the password.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Login {
+    /// Any text.
+    pub(super) user: String,
+    /// Any bytes; empty when there was none.
+    pub(super) password: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// A CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Connect {
     /// May be empty.
@@ -49,6 +66,8 @@ pub(super) struct Connect {
     pub(super) keep_alive: u16,
     /// What to publish when the connection ends without DISCONNECT.
     pub(super) will: Option<LastWill>,
+    /// Who it says it is.
+    pub(super) login: Option<Login>,
 }
 
 /// Takes the first packet of a connection, once it is there in full.
@@ -62,9 +81,11 @@ pub(super) fn take_connect(buffer: &mut BytesMut) -> Result<Option<Connect>, Vio
         Some(_) => return Err(Violation::Unexpected("the first packet is not CONNECT")),
     }
     let Some((header, frame)) = frame_of(buffer, MAX_CONNECT_BYTES)? else { return Ok(None) };
-    let mut body = buffer.split_to(frame).freeze();
-    body.advance(header);
-    read_connect(body).map(Some)
+    let mut packet = buffer.split_to(frame);
+    let connect = read_connect(&packet[header..]);
+    // A password may be in it.
+    packet.zeroize();
+    connect.map(Some)
 }
 
 /// Takes the next packet of a connected client, once it is there in full.
@@ -194,10 +215,10 @@ fn check(packet: &Packet) -> Result<(), Violation> {
     if zero { Err(Violation::Malformed("packet identifier 0")) } else { Ok(()) }
 }
 
-fn read_connect(mut body: Bytes) -> Result<Connect, Violation> {
+fn read_connect(mut body: &[u8]) -> Result<Connect, Violation> {
     let name = take_field(&mut body)?;
     let level = body.try_get_u8().map_err(|_| SHORT)?;
-    match (&name[..], level) {
+    match (name, level) {
         (b"MQTT", 4) => {}
         (b"MQTT", _) | (b"MQIsdp", 3) => return Err(Violation::Level(level)),
         _ => return Err(Violation::Malformed("protocol name")),
@@ -213,44 +234,41 @@ fn read_connect(mut body: Bytes) -> Result<Connect, Violation> {
     {
         return Err(Violation::Malformed("CONNECT flags"));
     }
-    let client_id = take_text(&mut body)?;
+    let client_id = take_text(&mut body)?.to_owned();
     let will = if has_will {
         let topic = take_text(&mut body)?;
-        if !topic::is_valid_name(&topic) {
+        if !topic::is_valid_name(topic) {
             return Err(Violation::Malformed("topic of the will"));
         }
-        let message = take_field(&mut body)?;
+        let topic = topic.to_owned();
+        let message = Bytes::copy_from_slice(take_field(&mut body)?);
         let qos = mqttbytes::qos(will_qos).map_err(|_| Violation::Malformed("QoS of the will"))?;
         Some(LastWill { topic, message, qos, retain: flags & 0b0010_0000 != 0 })
     } else {
         None
     };
-    if has_user {
-        take_text(&mut body)?;
-    }
-    if has_password {
-        take_field(&mut body)?;
-    }
+    let user = has_user.then(|| take_text(&mut body)).transpose()?;
+    let password = if has_password { take_field(&mut body)? } else { b"" };
+    let login = user
+        .map(|user| Login { user: user.to_owned(), password: Zeroizing::new(password.to_vec()) });
     if !body.is_empty() {
         return Err(Violation::Malformed("bytes after CONNECT's last field"));
     }
-    Ok(Connect { client_id, clean_session: flags & 0b10 != 0, keep_alive, will })
+    Ok(Connect { client_id, clean_session: flags & 0b10 != 0, keep_alive, will, login })
 }
 
 const SHORT: Violation = Violation::Malformed("CONNECT ends too early");
 
-fn take_field(body: &mut Bytes) -> Result<Bytes, Violation> {
-    let len = usize::from(body.try_get_u16().map_err(|_| SHORT)?);
-    if len > body.len() {
-        return Err(SHORT);
-    }
-    Ok(body.split_to(len))
+fn take_field<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], Violation> {
+    let length = usize::from(body.try_get_u16().map_err(|_| SHORT)?);
+    let (field, rest) = body.split_at_checked(length).ok_or(SHORT)?;
+    *body = rest;
+    Ok(field)
 }
 
-fn take_text(body: &mut Bytes) -> Result<String, Violation> {
-    let field = take_field(body)?;
-    match std::str::from_utf8(&field) {
-        Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+fn take_text<'a>(body: &mut &'a [u8]) -> Result<&'a str, Violation> {
+    match std::str::from_utf8(take_field(body)?) {
+        Ok(text) if !text.contains('\0') => Ok(text),
         _ => Err(Violation::Malformed("text is not UTF-8 or has a NUL")),
     }
 }
@@ -277,6 +295,9 @@ mod tests {
         let connect = take_connect(&mut whole.clone()).unwrap().unwrap();
         assert_eq!((connect.client_id.as_str(), connect.clean_session), ("plc-01", true));
         assert_eq!(connect.will.unwrap().topic, "gone/plc-01");
+        let login = connect.login.unwrap();
+        assert_eq!((login.user.as_str(), login.password.as_slice()), ("user", &b"secret"[..]));
+        assert_eq!(format!("{login:?}"), "Login { user: \"user\", .. }");
     }
 
     #[test]
@@ -301,10 +322,12 @@ mod tests {
 
     #[test]
     fn hostile_packets_are_refused() {
-        let cases: [(&[u8], &str); 9] = [
+        let cases: [(&[u8], &str); 11] = [
             (b"\x30\x02\x00\x00", "zero-length topic"),
             (b"\x30\x03\x00\x01#", "wildcard"),
             (b"\x30\x03\x00\x01\xff", "not UTF-8"),
+            (b"\x30\x05\x00\x03a\0b", "NUL"),
+            (b"\x82\x08\x00\x01\x00\x03a\0b\x00", "NUL in a filter"),
             (b"\x30\x03\x00\x09a", "length mismatch"),
             (b"\x36\x05\x00\x01a\x00\x01", "QoS 3"),
             (b"\x32\x05\x00\x01a\x00\x00", "identifier 0"),

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    identity::{Clock, client_tls, server_tls},
+    identity::{ClientCertificates, Clock, client_tls, server_tls},
     link::Request,
 };
 
@@ -119,7 +119,13 @@ async fn messages_pass_over_tls_by_name_and_by_address() {
 async fn a_refusal_over_tls_tells_the_time_and_under_which_certificate() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, &authority.file(), &Clock::of_system()).unwrap();
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
     let (listener, port) = bound().await;
     tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
@@ -180,7 +186,13 @@ async fn an_echo_server_flooded_both_ways_over_tls_never_deadlocks() {
 async fn a_server_that_demands_a_certificate_is_understood() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, &authority.file(), &Clock::of_system()).unwrap();
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
     let (listener, port) = bound().await;
     tokio::spawn(async move {
         loop {
@@ -271,7 +283,13 @@ type Handshakes = tokio::task::JoinHandle<Vec<rustls::HandshakeKind>>;
 async fn the_second_handshake_with_a_server_is_a_resumed_one_also_with_a_client_certificate() {
     let authority = Authority::new("a CA");
     let (cert, key) = authority.issue(named("127.0.0.1"));
-    let server = server_tls(&cert, &key, &authority.file(), &Clock::of_system()).unwrap();
+    let server = server_tls(
+        &cert,
+        &key,
+        ClientCertificates::Required(&authority.file()),
+        &Clock::of_system(),
+    )
+    .unwrap();
     let (port, kinds) = handshakes(server, 3).await;
     let mut target = authority.target(port);
     target.tls = Some(

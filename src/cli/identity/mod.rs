@@ -1,0 +1,335 @@
+//! `fieldgate identity …`: the device key and its certificate, made, requested, taken in, shown and
+//! renewed.
+
+mod renew;
+mod show;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{ArgMatches, Args as _, FromArgMatches as _};
+
+use super::{
+    ConfigFile, EXIT_USAGE,
+    options::{Opt, text, with},
+};
+use crate::{
+    config::{Config, ConfigError, SpoolPlace, duration},
+    identity::{
+        self, Certificate, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
+        certificate_request, certificates, fingerprint,
+    },
+};
+
+/// A certificate that has fewer days left is told of.
+const FEW_DAYS: i64 = 30;
+
+/// The commands, what they do, and their options.
+const COMMANDS: [(&str, &str, &[Opt]); 6] = [
+    (
+        "new",
+        "Make a device key; it never leaves the board",
+        &[
+            Opt(
+                "key-type",
+                "TYPE",
+                "p256 (ECDSA, which every server takes) or ed25519 [default: p256]",
+            ),
+            Opt(
+                "out",
+                "DIR",
+                "The directory to make it in [default: identity in the state directory]",
+            ),
+            Opt("replace", "", "In place of the one that is there, which is kept as .old"),
+        ],
+    ),
+    (
+        "csr",
+        "Make a certificate request for one's own CA",
+        &[
+            Opt("subject", "ID", "The subject's common name [default: the gateway's id]"),
+            Opt("out", "FILE", "Where to [default: standard output]"),
+            DIR,
+        ],
+    ),
+    (
+        "import",
+        "Take in a certificate and its key, after a look at both",
+        &[
+            Opt("cert", "FILE", "The certificate and its chain, in PEM"),
+            Opt(
+                "key",
+                "FILE",
+                "The key, in PEM, without a passphrase [default: the device key here]",
+            ),
+            Opt("ca", "FILE", "The CA of the hub's certificate, in PEM"),
+            Opt("replace", "", "In place of a key that is there, which is kept as .old"),
+            DIR,
+        ],
+    ),
+    (
+        "show",
+        "Show the certificate and the public key, never the private one",
+        &[Opt("json", "", "As one JSON object"), DIR],
+    ),
+    (
+        "needs-renewal",
+        "Whether the certificate ends soon: exit code 0 if so, 1 if not, 2 if that can't be told",
+        &[Opt("within", "DURATION", "How soon, such as 12h [default: 30d]"), DIR],
+    ),
+    (
+        "renew",
+        "Have the hub issue a new certificate, try it, and put it in force",
+        &[
+            Opt("url", "URL", "The hub, such as https://hub.example.com [default: of uplink.url]"),
+            Opt("new-key", "", "With a new key"),
+        ],
+    ),
+];
+
+const DIR: Opt =
+    Opt("dir", "DIR", "The identity's directory [default: identity in the state directory]");
+
+/// What to do with the identity.
+#[derive(Debug)]
+pub(super) struct Command {
+    name: String,
+    options: ArgMatches,
+}
+
+impl clap::FromArgMatches for Command {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let (name, options) = matches.subcommand().expect("clap asks for one");
+        Ok(Self { name: name.to_owned(), options: options.clone() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Subcommand for Command {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        let commands = COMMANDS.iter().map(|(name, about, options)| {
+            ConfigFile::augment_args(with(clap::Command::new(*name).about(*about), options))
+        });
+        command.subcommand_required(true).arg_required_else_help(true).subcommands(commands)
+    }
+
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        COMMANDS.iter().any(|(known, ..)| *known == name)
+    }
+}
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The configuration is faulty.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file of the identity can't be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// What was typed can't be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// In words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    /// What the process ends with.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(ConfigError::EXIT_CODE),
+            Self::Usage(_) => ExitCode::from(EXIT_USAGE),
+            Self::Identity(_) | Self::Other(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Does it.
+pub(super) fn identity(command: &Command) -> ExitCode {
+    match command.run() {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{failure}");
+            match command.name.as_str() {
+                // Its 1 says that there is no need.
+                "needs-renewal" => ExitCode::from(EXIT_USAGE),
+                _ => failure.exit_code(),
+            }
+        }
+    }
+}
+
+impl Command {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        let config = ConfigFile::from_arg_matches(&self.options)
+            .map_err(|error| Failure::Usage(error.to_string()))?
+            .config;
+        let option = |name: &str| text(&self.options, name);
+        let flag = |name: &str| self.options.get_flag(name);
+        if self.name == "renew" {
+            return renew::renew(&config, option("url").as_deref(), flag("new-key"));
+        }
+        let directory = option(if self.name == "new" { "out" } else { "dir" });
+        let store = match &directory {
+            Some(directory) => Store::at(Path::new(directory)),
+            None => Store::of_state_dir(&state_dir(&config)?),
+        };
+        match self.name.as_str() {
+            "new" => new(&store, option("key-type").as_deref(), flag("replace")),
+            "csr" => csr(&store, option("subject"), option("out"), &config),
+            "import" => {
+                let cert = option("cert").ok_or_else(|| {
+                    Failure::Usage("--cert is missing; name the certificate's file".into())
+                })?;
+                let (key, ca) = (option("key"), option("ca"));
+                import(&store, Path::new(&cert), key, ca, flag("replace"), &config)
+            }
+            "show" => show::show(&store, flag("json")),
+            _ => {
+                let configured = directory.is_none().then(|| configured_certificate(&config));
+                let cert = configured.flatten().unwrap_or_else(|| store.cert_file());
+                needs_renewal(&cert, option("within").as_deref())
+            }
+        }
+    }
+}
+
+/// The state directory that the configuration names; the default where there is none yet: the
+/// identity comes first.
+pub(super) fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
+    let is_there = file.exists();
+    Ok(SpoolPlace::load(is_there.then_some(file))?.state_dir)
+}
+
+fn new(store: &Store, kind: Option<&str>, replace: bool) -> Result<ExitCode, Failure> {
+    let kind = match kind {
+        None | Some("p256") => KeyType::P256,
+        Some("ed25519") => KeyType::Ed25519,
+        Some(other) => {
+            let text = format!("--key-type {other:?} is not known; write p256 or ed25519");
+            return Err(Failure::Usage(text));
+        }
+    };
+    let key = kind.generate().map_err(|error| Failure::Other(error.into()))?;
+    let ca = std::fs::read_to_string(store.ca_file()).ok();
+    let contents = Contents { key: &key, certificate: None, ca: ca.as_deref() };
+    store.stage(contents, replace)?.promote()?;
+    println!("{}", fingerprint(store.key()?.public_key()));
+    println!("public key: {}", store.public_key_file().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn csr(
+    store: &Store,
+    subject: Option<String>,
+    out: Option<String>,
+    config: &Path,
+) -> Result<ExitCode, Failure> {
+    let key = store.key()?;
+    let configured = || Config::load(config).ok().and_then(|config| config.gateway.id);
+    let subject = match subject.or_else(configured) {
+        Some(subject) => subject,
+        None => identity::gateway_id(None)?,
+    };
+    if !crate::record::is_device_name(&subject) {
+        let text = format!("--subject {subject:?} can't name a gateway; write letters and digits");
+        return Err(Failure::Other(text));
+    }
+    let request = certificate_request(&key, &subject)
+        .map_err(|fault| Failure::Other(format!("{}: {fault}", store.key_file().display())))?;
+    match out {
+        None => print!("{request}"),
+        Some(file) => std::fs::write(&file, request)
+            .map_err(|error| Failure::Other(format!("{file}: {error}")))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn import(
+    store: &Store,
+    cert: &Path,
+    key: Option<String>,
+    ca: Option<String>,
+    replace: bool,
+    config: &Path,
+) -> Result<ExitCode, Failure> {
+    let held = store.key_file();
+    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new))?;
+    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
+    check_name(cert, &pair.certificate, id.as_deref())?;
+    let ca = match ca {
+        Some(file) => {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| Failure::Other(format!("{file}: {error}")))?;
+            certificates(&file, &text)?;
+            Some(text)
+        }
+        None => std::fs::read_to_string(store.ca_file()).ok(),
+    };
+    let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
+    // A certificate for the key that is there replaces no key.
+    store.stage(contents, replace || key.is_none())?.promote()?;
+    show::show(store, false)
+}
+
+fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Failure> {
+    let fits = match id {
+        Some(id) => own.common_name.as_deref() == Some(id) || own.alt_names.iter().any(|n| n == id),
+        None => own.common_name.as_deref().is_some_and(crate::record::is_device_name),
+    };
+    if !fits {
+        let text = match id {
+            Some(id) => format!(
+                "it is for {:?}, and the gateway is called {id} (gateway.id); have it issued for \
+                 that name, or change gateway.id",
+                own.subject
+            ),
+            None => "its subject has no common name that could name a gateway; have it issued \
+                     with the gateway's id as CN, or set gateway.id"
+                .into(),
+        };
+        return Err(Failure::Other(format!("{}: {text}", file.display())));
+    }
+    let now = Moment::now();
+    if let Some(remark) = own.remark(now) {
+        eprintln!("{}: it is {remark}", file.display());
+    } else if own.days_left(now) <= FEW_DAYS {
+        eprintln!("{}: it ends in {} days; renew it soon", file.display(), own.days_left(now));
+    }
+    Ok(())
+}
+
+fn configured_certificate(config: &Path) -> Option<PathBuf> {
+    let uplink = Config::load(config).ok()?.uplink?;
+    uplink.client_cert.map(|(cert, _)| cert)
+}
+
+fn needs_renewal(cert: &Path, within: Option<&str>) -> Result<ExitCode, Failure> {
+    let within = days(within.unwrap_or("30d"))
+        .map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
+    let certificate = Certificate::from_file(cert)?;
+    let now = Moment::now();
+    let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
+    let is_soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
+    println!("{} days left", certificate.days_left(now));
+    Ok(if is_soon { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A duration that may be in days.
+fn days(text: &str) -> Result<Duration, String> {
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+    days.map_or_else(|| duration(text), |days| Ok(Duration::from_secs(86_400 * u64::from(days))))
+}
