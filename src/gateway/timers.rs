@@ -79,7 +79,10 @@ impl Gateway {
                     session.handle_token_asked(now.instant);
                     self.outputs.push_back(Output::Token);
                 }
-                Some(Due::Dead(_)) if planted(Bug::DeadLinkNeverFound) => self.handle_frame(now),
+                Some(Due::Dead(_)) if planted(Bug::DeadLinkNeverFound) => {
+                    self.handle_progress(now);
+                    self.handle_frame(now);
+                }
                 Some(Due::Dead(why)) => {
                     tracing::info!(why, "the link is dead");
                     uplink.close(now, Then::BackOff, why.into());

@@ -112,6 +112,7 @@ impl Gateway {
         let batch_bytes = batch_bytes.min(frame_bytes);
         let max_records = self.lanes[index].batch_limit().min(batch_records as u64);
         let byte_room = self.lanes[index].byte_room();
+        let is_idle = self.lanes[index].flight_shape().0 == 0;
         let mut batch: Option<(Epoch, BatchWriter)> = None;
         let mut payload_bytes = 0;
         let mut at = 0;
@@ -140,7 +141,9 @@ impl Gateway {
             let full = writer.records() >= max_records
                 || writer.len() + wire_bytes(&record, bytes.len()) > batch_bytes
                 || payload_bytes + payload > byte_room;
-            if full && !writer.is_empty() {
+            // With nothing under way one record may always go (PROTOCOL.md, section 4).
+            let may_exceed = writer.is_empty() && (payload <= byte_room || is_idle);
+            if full && !may_exceed {
                 break;
             }
             writer.push(&record);
@@ -148,7 +151,7 @@ impl Gateway {
             at = seq + 1;
             self.lanes[index].advance(epoch, at);
         }
-        let (epoch, writer) = batch?;
+        let (epoch, writer) = batch.filter(|(_, writer)| !writer.is_empty())?;
         let records = writer.records();
         let text = writer.finish();
         self.counters.sent += records;

@@ -10,7 +10,6 @@ use fieldgate::protocol::{
 
 use crate::{
     fate::Fates,
-    plan::MAX_RECORD_BYTES,
     world::{MS, SECOND, Time},
 };
 
@@ -158,9 +157,7 @@ impl Wire {
         }
         assert!(window.records > 0, "the hub pauses {stream} and the gateway sends");
         let is_alone = out_records == 0 && records == 1;
-        // The last record may go over the edge of the bytes.
-        let fits = out_records + records <= window.records
-            && out_bytes + bytes <= window.bytes + MAX_RECORD_BYTES as u64;
+        let fits = out_records + records <= window.records && out_bytes + bytes <= window.bytes;
         assert!(
             fits || is_alone,
             "{records} records of {bytes} bytes go beside {out_records} of {out_bytes} bytes, \
