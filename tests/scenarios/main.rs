@@ -26,6 +26,7 @@ mod mounted;
 mod operation;
 mod power;
 mod retention;
+mod rotation;
 mod spool;
 mod time;
 mod tls_scan;

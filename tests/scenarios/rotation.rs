@@ -1,0 +1,95 @@
+//! A certificate that lives for a minute, replaced while records flow: nothing is lost, nothing
+//! comes twice, and nobody is restarted.
+
+use std::{path::Path, time::Duration};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::field::{
+    Field, SOON,
+    certificate::private,
+    device::Publisher,
+    eventually,
+    gateway::{Gateway, Setup},
+    hub::Hub,
+    ledger::Ledger,
+};
+
+const GATEWAY: &str = "gw-1";
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// An authority of the scenario's own, for gateways.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let must = "a certificate from fixed parameters";
+        let mut params = CertificateParams::new([]).expect(must);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "gateways");
+        let key = KeyPair::generate().expect(must);
+        let pem = params.self_signed(&key).expect(must).pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// Writes a certificate for [`GATEWAY`] that lives for so long from now on, and its key.
+    fn issue(&self, life: Duration, cert_file: &Path, key_file: &Path) {
+        let must = "a certificate from fixed parameters";
+        let mut params = CertificateParams::new([]).expect(must);
+        params.distinguished_name.push(DnType::CommonName, GATEWAY);
+        params.not_before = OffsetDateTime::now_utc() - MINUTE;
+        params.not_after = OffsetDateTime::now_utc() + life;
+        let key = KeyPair::generate().expect(must);
+        let cert = params.signed_by(&key, &self.issuer).expect(must);
+        std::fs::write(key_file, key.serialize_pem()).expect("a file of the scenario's own");
+        private(key_file);
+        std::fs::write(cert_file, cert.pem()).expect("a file of the scenario's own");
+    }
+}
+
+fn session(status: &Value) -> Option<String> {
+    status["uplink"]["session"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn a_certificate_that_lives_for_a_minute_is_replaced_under_traffic() {
+    let field = Field::new();
+    let authority = Authority::new();
+    field.write("gateways-ca.pem", &authority.pem);
+    let mut hub = Hub::with(&field, "", "client_ca_file = \"gateways-ca.pem\"");
+    hub.manage(&["gateway", "add", GATEWAY, "--certificate"]);
+    hub.start();
+    let (cert, key) = (field.path("gw.pem"), field.path("gw.key"));
+    authority.issue(MINUTE, &cert, &key);
+    let uplink = format!(
+        "url = \"wss://localhost:{}/v1/gateway\"\nca_file = \"ca.pem\"\n\
+         client_cert_file = \"gw.pem\"\nclient_key_file = \"gw.key\"",
+        hub.port
+    );
+    let mut gateway = Gateway::started(&field, &Setup::towards(uplink));
+    let first = session(&gateway.wait_connected()).expect("a session has a name");
+    let publisher = Publisher::start(gateway.port, "plc-01", 20, 1600);
+    eventually("records flow", SOON, || (publisher.acked() > 100).then_some(()));
+    authority.issue(10 * MINUTE, &cert, &key);
+    eventually("a session by the next certificate", MINUTE + SOON, || {
+        let status = gateway.status()?;
+        session(&status).filter(|name| *name != first)
+    });
+    eventually("everything is published", MINUTE, || publisher.done().then_some(()));
+    let ended = gateway.process.as_mut().expect("it was started").ended();
+    assert!(ended.is_none(), "the gateway was to live on: {ended:?}");
+    let ledger = eventually("everything is at the hub", SOON, || {
+        let mut ledger = Ledger::default();
+        hub.all_records(GATEWAY).iter().for_each(|row| ledger.add(row));
+        ledger.missing("plc-01", &publisher.account()).is_empty().then_some(ledger)
+    });
+    assert_eq!(ledger.repeated, []);
+    assert_eq!(ledger.out_of_order("plc-01"), [0; 0]);
+    let log = gateway.log();
+    assert!(log.contains("4001"), "the hub ends a session with its certificate:\n{log}");
+}
