@@ -463,15 +463,16 @@ impl Session {
         }
     }
 
-    /// Nothing of the request is stored: the gateway is paused, and asked again once the engine
-    /// works.
+    /// Whether the request was carried out is not known: the gateway is paused, and asked again once
+    /// the engine works.
     fn handle_engine_failure(&mut self, asked: Asked) {
         match asked {
             // Without positions there is no welcome, and a wrong one would be a lie.
             Asked::Open(_) => self.close(close::TRY_LATER, "the store is down"),
             Asked::Apply { data, .. } => self.streams.failed(&data.stream, data.epoch),
             Asked::Skip(skip) => self.streams.failed(&skip.stream, skip.epoch),
-            Asked::Take => self.commands.taken(true),
+            // What was taken all the same counts as sent, and is sent again only after a `welcome`.
+            Asked::Take => self.close(close::TRY_LATER, "the store is down"),
             // The command has no final state, so that the next session has it again.
             Asked::Finish => {}
         }
