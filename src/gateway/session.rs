@@ -57,10 +57,14 @@ impl Gateway {
                     format!("the hub sent a message of type {kind:?} that must be understood");
                 self.close(now, close::UNSUPPORTED, Then::Slow, why);
             }
-            Ok(_) => self.counters.ignored_frames += 1,
+            Ok(_) => {
+                self.counters.ignored_frames += 1;
+                self.uplink.iter_mut().for_each(Uplink::handle_other_greeting);
+            }
             Err(error) if greeting => {
                 tracing::debug!(%error, "not a welcome");
                 self.counters.ignored_frames += 1;
+                self.uplink.iter_mut().for_each(Uplink::handle_other_greeting);
             }
             Err(error) => {
                 self.counters.ignored_frames += 1;
@@ -104,6 +108,7 @@ impl Gateway {
 
     /// Bytes left the socket.
     pub fn handle_progress(&mut self, now: Now) {
+        self.uplink.iter_mut().for_each(|uplink| uplink.handle_greeting_moves(now.instant));
         if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
             session.handle_progress(now.instant);
         }
@@ -183,6 +188,7 @@ impl Gateway {
 
     fn handle_heard(&mut self, now: Now) {
         let Some(uplink) = &mut self.uplink else { return };
+        uplink.handle_greeting_moves(now.instant);
         let interval = uplink.settings.ping_interval;
         if let Some(session) = uplink.session_mut() {
             session.handle_heard(now.instant, interval);

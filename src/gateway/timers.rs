@@ -63,7 +63,7 @@ impl Gateway {
                 self.outputs.push_back(Output::Hangup);
                 self.handle_ended(now, &Ended::Lost("the dial did not end in its time".into()));
             }
-            Phase::Greeting { deadline } if *deadline <= now.instant => {
+            Phase::Greeting { deadline, .. } if *deadline <= now.instant => {
                 self.give_up_greeting(now, "none came within 5 s of hello");
             }
             Phase::Closing { until, then } if *until <= now.instant => {

@@ -22,6 +22,9 @@ const STABLE: Duration = Duration::from_secs(60);
 /// The longest wait that a server can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// How long the greetings may take in all, while bytes leave and come.
+const SLOW_HELLO: Duration = Duration::from_secs(60);
+
 /// How long our own close may take.
 const CLOSING: Duration = Duration::from_secs(1);
 
@@ -105,7 +108,7 @@ pub(super) enum Phase {
     /// The link is being made.
     Dialing { managed: bool, until: Instant },
     /// `hello` is out.
-    Greeting { deadline: Instant },
+    Greeting { deadline: Instant, latest: Instant },
     /// Records may go.
     Live(Box<Session>),
     /// Our close frame is out, or the link is to be dropped.
@@ -176,7 +179,7 @@ impl Uplink {
             Phase::Waiting { until }
             | Phase::Closing { until, .. }
             | Phase::Dialing { until, .. } => Some(*until),
-            Phase::Greeting { deadline } => Some(*deadline),
+            Phase::Greeting { deadline, .. } => Some(*deadline),
             Phase::Live(session) => {
                 let deadline = session.deadline(&self.settings, oldest_flight);
                 Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
@@ -198,7 +201,22 @@ impl Uplink {
     }
 
     pub(super) fn greet(&mut self, now: Now) {
-        self.phase = Phase::Greeting { deadline: now.instant + HELLO_TIMEOUT };
+        let (deadline, latest) = (now.instant + HELLO_TIMEOUT, now.instant + SLOW_HELLO);
+        self.phase = Phase::Greeting { deadline, latest };
+    }
+
+    /// Bytes leave or come: a slow line takes long for greetings that list much.
+    pub(super) fn handle_greeting_moves(&mut self, now: Instant) {
+        if let Phase::Greeting { deadline, latest } = &mut self.phase {
+            *deadline = (now + HELLO_TIMEOUT).min(*latest);
+        }
+    }
+
+    /// The server has something else to say than `welcome`: it is waited for no longer than it is.
+    pub(super) fn handle_other_greeting(&mut self) {
+        if let Phase::Greeting { deadline, latest } = &mut self.phase {
+            *latest = *deadline;
+        }
     }
 
     pub(super) fn go_live(&mut self, now: Now, managed: bool, name: String, limits: HubLimits) {

@@ -94,6 +94,13 @@ pub trait DiskFile {
     /// What was written since the last sync may or may not be there, and asking again proves
     /// nothing.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Has the file read from now on as the medium has it: what a sync failed to write may still be
+    /// read otherwise, by the next process too, and a later sync doesn't write it.
+    ///
+    /// # Errors
+    /// As for [`DiskFile::sync`].
+    fn settle(&mut self) -> io::Result<()>;
 }
 
 /// A real directory, locked for as long as this lives.
@@ -225,5 +232,12 @@ impl DiskFile for File {
 
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let synced = self.sync_data();
+        // After a failed write the kernel takes its copy for clean; it is to ask the medium.
+        rustix::fs::fadvise(&*self, 0, None, rustix::fs::Advice::DontNeed)?;
+        synced
     }
 }

@@ -280,4 +280,8 @@ impl DiskFile for MemoryFile {
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -262,7 +262,7 @@ impl Found {
         let before = log.segments.iter().rev().skip(1).take(MAX_LEARNT_SEGMENTS);
         let untold = before.take_while(|segment| learns && is_newest && segment.next > log.next);
         for segment in untold {
-            self.learn_origins(disk, stream, log, segment.first)?;
+            self.learn_origins(disk, stream, log, segment)?;
         }
         // What `positions` has seen was on the medium: if it is gone now, it is damage, not a torn
         // tail.
@@ -270,6 +270,10 @@ impl Found {
         let name = segment::file_name(stream, log.ordinal, log.epoch, first);
         let id = Id::new(stream, log.epoch, first);
         let mut file = disk.open(&name)?;
+        // A medium that takes no write still opens.
+        if let Err(error) = file.settle() {
+            tracing::debug!(%error, file = name, "what was written last may not be on the medium");
+        }
         let mut reached = first;
         let mut offset = HEADER_BYTES as u64;
         let mut good = offset;
@@ -341,17 +345,20 @@ impl Found {
         disk: &D,
         stream: &str,
         log: &EpochLog,
-        first: u64,
+        segment: &Segment,
     ) -> io::Result<()> {
+        let Segment { first, next, .. } = *segment;
         let file = disk.open(&segment::file_name(stream, log.ordinal, log.epoch, first))?;
         let mut offset = HEADER_BYTES as u64;
         loop {
             // What can't be read is not known, and kept if it comes again.
             let id = Id::new(stream, log.epoch, first);
             let Ok(mut scan) = Scan::load(&file, id, offset, READ_BYTES) else { return Ok(()) };
-            while let Some((_, frame)) = scan.next_frame() {
-                if let Frame::Record(Some(origin), _) = frame {
-                    self.origins.push(origin);
+            while let Some((seq, frame)) = scan.next_frame() {
+                match frame {
+                    // What a failed append left behind its good end is nowhere kept.
+                    Frame::Record(Some(origin), _) if seq < next => self.origins.push(origin),
+                    _ => {}
                 }
             }
             if scan.offset() == offset {

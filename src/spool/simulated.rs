@@ -375,6 +375,12 @@ impl DiskFile for SimulatedFile {
         }
         spent
     }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let synced = self.sync();
+        self.file.borrow_mut().forget_cached();
+        synced
+    }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the same seed gives the same run.

@@ -275,4 +275,8 @@ impl<F: DiskFile> DiskFile for Careless<F> {
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

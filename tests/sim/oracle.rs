@@ -133,12 +133,15 @@ impl Oracle {
 
     /// A start finds these on disk, and has synced them.
     pub(crate) fn found(&mut self, held: &[HeldRange]) {
-        for (stream, epoch, seq, number) in self.attempts.drain(..) {
+        for (stream, epoch, seq, number) in std::mem::take(&mut self.attempts) {
             let is_found = held.iter().any(|range| {
                 (range.stream, range.epoch) == (stream, epoch)
                     && (range.acked + 1..range.next).contains(&seq)
             });
-            self.publishes[number as usize].is_on_disk |= is_found;
+            if is_found {
+                self.identify(stream, epoch, seq, number);
+                self.publishes[number as usize].is_on_disk = true;
+            }
         }
     }
 

@@ -25,6 +25,9 @@ pub(crate) const MAX_RECORD_BYTES: usize = 1000;
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(25);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What happens to a restless board.
+const RESTLESS: [Fault; 4] = [Fault::Kill, Fault::PowerCut, Fault::DiskFails, Fault::Cut];
+
 /// One seed's world.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -75,6 +78,8 @@ impl Plan {
         let devices = 2 + random.below(3);
         let flood = random.one_in(4);
         let segment_bytes = [512, 2048, 8192][random.below(3) as usize];
+        // A board that is started over and over, with a bad card and a bad line.
+        let is_restless = random.one_in(8);
         Self {
             has_listener: random.one_in(2),
             devices: (0..devices).map(|at| Habit::draw(random, flood && at == 0)).collect(),
@@ -105,8 +110,8 @@ impl Plan {
             command_every: (3 + random.below(40)) * SECOND,
             idempotent: random.one_in(4),
             drift_ppm: random.below(400) as i64 - 200,
-            faults: Fault::draw_some(random),
-            fault_every: (4 + random.below(40)) * SECOND,
+            faults: if is_restless { RESTLESS.into() } else { Fault::draw_some(random) },
+            fault_every: (if is_restless { 1 } else { 4 + random.below(40) }) * SECOND,
             poison: random.one_in(6).then(|| 20 + random.below(200)),
             lost_pubacks: if random.one_in(3) { 200 } else { u64::MAX },
         }

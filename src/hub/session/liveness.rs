@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::HELLO_TIMEOUT;
 
+/// How long a `hello` that lists much may take over a slow line, while bytes come.
+const SLOW_HELLO: Duration = Duration::from_secs(60);
+
 /// What the deadlines say.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Alive,
     /// Nothing was heard for `ping_interval`.
     Ping,
-    /// `hello` did not come within [`HELLO_TIMEOUT`] of the upgrade.
+    /// `hello` did not come within [`HELLO_TIMEOUT`] of the upgrade, or of its last byte.
     NoHello,
     /// Nothing was heard for `ping_timeout` after a Ping.
     Dead,
@@ -21,18 +24,28 @@ pub(super) struct Liveness {
     interval: Duration,
     timeout: Duration,
     hello_by: Instant,
+    /// However slowly it comes.
+    hello_latest: Instant,
     heard: Instant,
     pinged: Option<Instant>,
 }
 
 impl Liveness {
     pub(super) fn new(now: Instant, interval: Duration, timeout: Duration) -> Self {
-        Self { interval, timeout, hello_by: now + HELLO_TIMEOUT, heard: now, pinged: None }
+        Self {
+            interval,
+            timeout,
+            hello_by: now + HELLO_TIMEOUT,
+            hello_latest: now + SLOW_HELLO,
+            heard: now,
+            pinged: None,
+        }
     }
 
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
+        self.hello_by = (now + HELLO_TIMEOUT).min(self.hello_latest);
     }
 
     pub(super) fn deadline(&self, waits_for_hello: bool) -> Instant {

@@ -84,6 +84,13 @@ impl Content {
         self.lengths.clear();
     }
 
+    /// Reads come from the medium again, but for what is still to be written.
+    pub(super) fn forget_cached(&mut self) {
+        if self.dirty.is_empty() && self.lengths.is_empty() {
+            self.cached.clone_from(&self.synced);
+        }
+    }
+
     pub(super) fn after_power_cut(&self, fate: &Fate, random: &mut Random) -> Self {
         let mut left = self.clone();
         match fate {
