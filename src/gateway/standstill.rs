@@ -1,8 +1,8 @@
 //! Whether the gateway gets on, for the service manager's watchdog.
 //!
-//! It does while acks advance or bytes leave, while it is offline with a timer that leads to the next attempt, or
-//! while there is nothing to send. Everything here has a deadline of its own that mends it; what is
-//! found here is the fault that nobody thought of, and the remedy a new process.
+//! It does while acks advance or bytes leave, while it is offline with a timer that leads to the
+//! next attempt, or while there is nothing to send. Everything here has a deadline of its own that
+//! mends it; what is found here is the fault that nobody thought of, and the remedy a new process.
 
 use std::time::{Duration, Instant};
 

@@ -463,8 +463,8 @@ impl Session {
         }
     }
 
-    /// Whether the request was carried out is not known: the gateway is paused, and asked again once
-    /// the engine works.
+    /// Whether the request was carried out is not known: the gateway is paused, and asked again
+    /// once the engine works.
     fn handle_engine_failure(&mut self, asked: Asked) {
         match asked {
             // Without positions there is no welcome, and a wrong one would be a lie.
