@@ -1,7 +1,7 @@
 //! Faults on purpose, to prove that the simulation (`tests/sim`) would find such a fault.
 //!
 //! Each is a condition at the place where it would have been made. Without the feature `planted`,
-//! which no program is built with, [`planted`] is a constant `false` and nothing of a fault is
+//! which no program is built with, `planted` is a constant `false` and nothing of a fault is
 //! compiled. With it, one fault is chosen per thread at run time, and none unless a test chooses.
 
 /// A fault that can be planted.
