@@ -25,6 +25,7 @@ use super::{
     config::{Ca, Tls},
     files,
 };
+use crate::crypto;
 use warnings::Warnings;
 
 /// How often the files are looked at.
@@ -103,10 +104,9 @@ impl Material {
             .map_err(|_| fault(&tls.key_file, "holds no private key; name a PEM file that does"))?;
         let validity_s = validity(&chain[0]).map_err(|error| fault(&tls.cert_file, error))?;
         let clients = self.clients(tls, ca)?;
-        let builder =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(|error| TlsError(format!("TLS: {error}")))?;
+        let builder = ServerConfig::builder_with_provider(crypto::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError(format!("TLS: {error}")))?;
         let builder = match clients.clone() {
             None => builder.with_no_client_auth(),
             Some(clients) => builder.with_client_cert_verifier(clients),
@@ -150,15 +150,15 @@ impl Material {
             }
             revoked.extend(lists);
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
         // One CA may have a list and the other none; a list that is out of date still revokes.
-        let verifier = WebPkiClientVerifier::builder_with_provider(anchors.into(), provider)
-            .with_crls(revoked)
-            .only_check_end_entity_revocation()
-            .allow_unknown_revocation_status()
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| TlsError(format!("client certificates: {error}")))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(anchors.into(), crypto::provider())
+                .with_crls(revoked)
+                .only_check_end_entity_revocation()
+                .allow_unknown_revocation_status()
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| TlsError(format!("client certificates: {error}")))?;
         Ok(Some(verifier))
     }
 }

@@ -8,12 +8,13 @@ use ring::digest::{SHA256, digest};
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use zeroize::Zeroizing;
 
 use super::Certificate;
+use crate::crypto;
 
 /// Crockford's base32: no I, L, O and U.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -121,10 +122,10 @@ fn digits(text: &str) -> Option<Zeroizing<Vec<u8>>> {
 /// then held against the fingerprint that the operator carried here. Nothing secret may be sent
 /// over it, and nothing that comes over it be believed before that.
 pub fn first_contact_tls() -> Arc<ClientConfig> {
-    let provider = Arc::new(provider::default_provider());
+    let provider = crypto::provider();
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .expect("ring has cipher suites for TLS 1.2 and 1.3")
+        .expect("every provider has cipher suites for TLS 1.2 and 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(FirstContact(provider)))
         .with_no_client_auth();

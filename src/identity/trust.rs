@@ -5,7 +5,6 @@ use std::{path::Path, sync::Arc};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig,
     client::{Resumption, WebPkiServerVerifier},
-    crypto::{CryptoProvider, ring},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
@@ -15,6 +14,7 @@ use super::{
     certificate, credential,
     verify::{ClientVerifier, ClockTime, ServerVerifier, Untimely},
 };
+use crate::crypto::provider;
 
 /// TLS sessions kept for a short second handshake: a gateway talks to few servers.
 const KEPT_SESSIONS: usize = 8;
@@ -50,7 +50,7 @@ pub fn client_tls(
     let builder =
         ClientConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
             .with_safe_default_protocol_versions()
-            .expect("ring has cipher suites for TLS 1.2 and 1.3")
+            .expect("every provider has cipher suites for TLS 1.2 and 1.3")
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match client_cert {
@@ -92,7 +92,7 @@ pub fn server_tls(
     let (chain, private_key) = chain_and_key(cert, key, clock)?;
     let config = ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
-        .expect("ring has cipher suites for TLS 1.2 and 1.3")
+        .expect("every provider has cipher suites for TLS 1.2 and 1.3")
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, private_key)
         .map_err(|error| unusable_pair(cert, key, &error))?;
@@ -136,10 +136,6 @@ pub fn explain(error: &rustls::Error, server: &str, ca_file: Option<&Path>) -> S
 }
 
 const WANTED_CA: &str = "it should hold the CA's certificates in PEM";
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
 
 fn trust_anchors(file: &Path) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();

@@ -12,6 +12,8 @@
 mod connect;
 mod dial;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod network;
 mod proxy;
 mod race;

@@ -41,9 +41,9 @@ const READ_BUFFER_BYTES: usize = 8 * 1024;
 /// Frames are gathered up to this, then written: a TLS record's worth.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
-/// What is written and not taken by the socket, at most, beside a message as large as the peer's may
-/// be. Pongs for a peer that sends Pings faster than it reads would fill any memory; at the bound
-/// one is left out, and a message that finds no room ends the link.
+/// What is written and not taken by the socket, at most, beside a message as large as the peer's
+/// may be. Pongs for a peer that sends Pings faster than it reads would fill any memory; at the
+/// bound one is left out, and a message that finds no room ends the link.
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 
 /// RFC 6455, section 5.5: what a control frame carries at most, and a close frame beside its code.

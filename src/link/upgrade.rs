@@ -119,7 +119,11 @@ pub(super) fn authority(url: &HubUrl) -> String {
 }
 
 /// What the head says and how long it is; `None` while it is incomplete.
-fn judge(bytes: &[u8], accept: &str, target: &Target) -> Result<Option<(Answer, usize)>, Down> {
+pub(super) fn judge(
+    bytes: &[u8],
+    accept: &str,
+    target: &Target,
+) -> Result<Option<(Answer, usize)>, Down> {
     let host = &target.url.host;
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut headers);
