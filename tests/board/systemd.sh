@@ -45,6 +45,7 @@ life_of_a_service() {
     check 'systemd: nothing to say about the installed units' 60 units_verified
     check 'systemd: starts at boot, without any network' 120 starts_at_boot
     check 'systemd: telemetry to the hub, with credentials that root keeps' 60 connects_with_credentials
+    check 'systemd: a token that only this machine can decrypt' 60 connects_with_encrypted_token
     check 'systemd: kill -9: started again, nothing acknowledged is lost' 60 kill_loses_nothing
     check 'systemd: the hub after kill -9 as well' 60 hub_comes_back
     check 'systemd: a stopped process is replaced by the watchdog' 60 watchdog_replaces
@@ -262,6 +263,31 @@ END
         grep -x "backoff_max = \"200ms\"" /etc/fieldgate/fieldgate.toml
         systemctl restart fieldgate' >"$output/connect" 2>&1 || { cat "$output/connect" && return 1; }
     publish 5 6 && eventually 20 hub_has 10
+}
+
+# The drop-in as it is shipped, with its own words, and back to the token in the folder.
+connects_with_encrypted_token() {
+    script '
+        cd /etc/fieldgate
+        systemd-creds encrypt --name=token credentials/token token.cred
+        no grep -qF "$(cat credentials/token)" token.cred
+        mv credentials/token /root/token
+        install -Dm644 /usr/share/doc/fieldgate/examples/encrypted-token.conf \
+            -t /etc/systemd/system/fieldgate.service.d
+        sed -i "s|cred_token|token|" fieldgate.toml
+        systemctl daemon-reload
+        systemctl restart fieldgate' >"$output/encrypted" 2>&1 || { cat "$output/encrypted" && return 1; }
+    eventually 20 is_connected && script '
+        mv /root/token /etc/fieldgate/credentials/token
+        rm -r /etc/systemd/system/fieldgate.service.d
+        sed -i "s|^token_file.*|token_file = \"\$CREDENTIALS_DIRECTORY/cred_token\"|" /etc/fieldgate/fieldgate.toml
+        systemctl daemon-reload
+        systemctl restart fieldgate' && eventually 20 is_connected
+}
+
+is_connected() {
+    script 'CREDENTIALS_DIRECTORY=/run/credentials/fieldgate.service fieldgate status --json' >"$output/status" &&
+        grep -q '"state": *"connected"' "$output/status"
 }
 
 # Whether the hub has each of the readings 1 to COUNT, once.
