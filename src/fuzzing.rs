@@ -269,6 +269,16 @@ mod tests {
         }
     }
 
+    fn write_seeds(corpus: &Path) {
+        for target in TARGETS {
+            let folder = corpus.join(target.name);
+            std::fs::create_dir_all(&folder).unwrap();
+            for (number, seed) in (target.seeds)().iter().enumerate() {
+                std::fs::write(folder.join(number.to_string()), seed).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn no_spoilt_segment_is_believed() {
         many("segment", 20_000);
@@ -325,6 +335,10 @@ mod tests {
             token.verify(&[PublicKey::Ed25519(key)], SIGNED_S, AUDIENCE).unwrap();
         }
         assert_eq!(KeySet::from_json(&tokens()[2]).unwrap().len(), 1);
+        // What `tests/run fuzz` begins with: built here, where everything is built already.
+        if let Some(corpus) = std::env::var_os("FUZZ_CORPUS") {
+            write_seeds(Path::new(&corpus));
+        }
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         for seed in hub_messages().into_iter().map(text) {
             protocol::from_hub(&seed).unwrap_or_else(|error| panic!("{seed}: {error}"));
