@@ -350,7 +350,7 @@ impl Driver {
         let received = link.counters.received.load(Relaxed);
         if received != self.state.received_bytes {
             self.state.received_bytes = received;
-            self.gateway.handle_frame(now);
+            self.gateway.handle_bytes(now);
         }
     }
 
@@ -420,11 +420,11 @@ impl Driver {
                 }
                 Err(error) => tracing::warn!(error, "no fresh token to show to the hub"),
             },
-            Output::Probe => {
-                let target = (self.dialer)(0, true);
+            Output::Probe { managed } => {
+                let target = (self.dialer)(0, managed);
                 self.state.probe = Some(tokio::spawn(async move {
                     match target {
-                        Ok(target) => link::is_reachable(&target).await,
+                        Ok(target) => link::is_reachable(target).await,
                         Err(_) => false,
                     }
                 }));
@@ -456,6 +456,7 @@ impl Driver {
         notify::ready();
         outcome.map(|(dialer, account)| {
             self.dialer = dialer;
+            self.gateway.handle_reload(self.now());
             account
         })
     }

@@ -152,7 +152,10 @@ pub enum Output {
     /// The session's token ends soon: answered by a fresh one.
     Token,
     /// See whether the first hub can be reached, beside the link that lives; answered by probed.
-    Probe,
+    Probe {
+        /// Whether to offer the managed subprotocols.
+        managed: bool,
+    },
     /// The hub said what the time is.
     TimeHeard {
         /// Unix milliseconds.

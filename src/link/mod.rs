@@ -38,7 +38,7 @@ pub use self::{
     proxy::Via,
 };
 
-use crate::{config::HubUrl, identity::Token};
+use crate::{config::HubUrl, identity::Token, protocol::close};
 
 /// How many requests may wait for the socket.
 pub const REQUEST_QUEUE: usize = 4;
@@ -88,13 +88,22 @@ pub async fn reach(target: &Target) -> Result<(), Down> {
     dial::reach(target, Arc::default(), &mut |_| ()).await.map(drop)
 }
 
-/// Whether `target` can be reached.
-pub async fn is_reachable(target: &Target) -> bool {
-    let reached = reach(target).await;
-    if let Err(down) = &reached {
-        tracing::debug!(url = %target.url, ?down, "not reachable");
+/// Whether `target` answers the upgrade with 101: a host whose TLS is up may have no hub behind it.
+/// The connection is closed in order, with nothing said on it.
+pub async fn is_reachable(target: Target) -> bool {
+    let url = target.url.to_string();
+    let mut link = open(target);
+    // The queue is empty, and the link takes nothing out of it before it is up.
+    let _ = link.requests.try_send(Request::Close { code: close::NORMAL, reason: String::new() });
+    let mut is_up = false;
+    while let Some(event) = link.events.recv().await {
+        match event {
+            Event::Up { .. } => is_up = true,
+            Event::Down(down) if !is_up => tracing::debug!(url, ?down, "not reachable"),
+            _ => {}
+        }
     }
-    reached.is_ok()
+    is_up
 }
 
 /// Dials `target` as the gateway does, up to and with the upgrade, tells of each step that is done,
