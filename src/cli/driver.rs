@@ -26,6 +26,7 @@ use alarm::Alarm;
 pub(super) use time::now;
 
 use super::{
+    dialer::place_of,
     disk::{Answer, DiskThread, Job},
     reload::Reload,
     run,
@@ -429,6 +430,10 @@ impl Driver {
                     }
                 }));
             }
+            Output::Named { url } => match place_of(&self.urls, &url) {
+                Some(hub) => self.gateway.handle_named(hub),
+                None => tracing::info!("the hub names one that is not in uplink.url; not heeded"),
+            },
             Output::TimeHeard { unix_ms } => self.handle_time(unix_ms),
             Output::RememberManaged { hub } => {
                 self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();

@@ -196,6 +196,13 @@ impl Hubs {
         begins
     }
 
+    /// The round that begins at `begins` begins with this hub, if that can be tried then.
+    pub(super) fn begin_with(&mut self, hub: usize, begins: Instant) {
+        if self.known[hub].not_before().is_none_or(|at| at <= begins) {
+            self.current = hub;
+        }
+    }
+
     /// With which hub a round begins at `at`, or when later.
     pub(super) fn next_round(&self, at: Instant) -> (usize, Instant) {
         let ready = |hub: &Hub| hub.not_before().map_or(at, |not_before| at.max(not_before));

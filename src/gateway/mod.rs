@@ -156,6 +156,12 @@ pub enum Output {
         /// Whether to offer the managed subprotocols.
         managed: bool,
     },
+    /// The hub that is about to close names another to go to; answered by named, if it is one of
+    /// the settings'.
+    Named {
+        /// As the hub wrote it.
+        url: String,
+    },
     /// The hub said what the time is.
     TimeHeard {
         /// Unix milliseconds.

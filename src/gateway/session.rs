@@ -189,6 +189,12 @@ impl Gateway {
         self.settle(now);
     }
 
+    /// The hub that [`Output::Named`] spoke of, by its place in the settings: after the wait that
+    /// was asked for it is the first to be tried.
+    pub fn handle_named(&mut self, hub: usize) {
+        self.uplink.iter_mut().for_each(|uplink| uplink.handle_named(hub));
+    }
+
     /// Whether the first hub can be reached, which [`Output::Probe`] asked.
     pub fn handle_probed(&mut self, now: Now, reachable: bool) {
         if let Some(uplink) = &mut self.uplink {
@@ -274,7 +280,8 @@ impl Gateway {
             }
             HubMessage::Cancel { id } => self.commands.handle_cancel(now, &id),
             HubMessage::Error(error) => self.handle_error(error),
-            HubMessage::Drain(drain) => {
+            HubMessage::Drain(mut drain) => {
+                self.outputs.extend(drain.url.take().map(|url| Output::Named { url }));
                 if let Some(uplink) = &mut self.uplink {
                     uplink.handle_drain(drain);
                 }

@@ -84,6 +84,8 @@ pub(super) struct Uplink {
     doublings: u32,
     /// The hub said when to come back.
     drain: Option<Drain>,
+    /// And to which hub.
+    named: Option<usize>,
     /// The hub said, with an error, when to come back.
     retry_after: Option<Duration>,
     /// A token had expired, and no session has been stable since.
@@ -140,6 +142,7 @@ impl Uplink {
             random: Random::new(seed),
             doublings: 0,
             drain: None,
+            named: None,
             retry_after: None,
             token_retried: false,
             anew_at: None,
@@ -179,6 +182,7 @@ impl Uplink {
         self.attempts += 1;
         // What was said on a link counts for its own end.
         (self.anew_at, self.drain, self.retry_after) = (None, None, None);
+        self.named = None;
         self.phase = Phase::Dialing { managed, until: now + self.settings.dial_timeout };
         managed
     }
@@ -246,6 +250,10 @@ impl Uplink {
 
     pub(super) fn handle_drain(&mut self, drain: Drain) {
         self.drain = Some(drain).filter(|_| !planted(Bug::DrainIgnored));
+    }
+
+    pub(super) fn handle_named(&mut self, hub: usize) {
+        self.named = Some(hub);
     }
 
     /// The hub said with an error when to come back, should it end the session.

@@ -355,6 +355,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn reachable_is_what_answers_the_upgrade_and_it_is_left_in_order() {
+        let (listener, port) = bound().await;
+        let asked = tokio::spawn(is_reachable(target_at(port)));
+        let mut tcp = accept_by_hand(&listener, "").await;
+        let mut frame = [0; 8];
+        timeout(WAIT, tcp.read_exact(&mut frame)).await.unwrap().unwrap();
+        assert_eq!(frame[..2], [0x88, 0x82], "a close frame with a code, masked");
+        drop(tcp);
+        assert!(timeout(WAIT, asked).await.unwrap().unwrap());
+
+        let asked = tokio::spawn(is_reachable(target_at(port)));
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_head(&mut tcp).await;
+        tcp.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.unwrap();
+        assert!(!timeout(WAIT, asked).await.unwrap().unwrap(), "a proxy without a hub behind it");
+    }
+
+    #[tokio::test]
     async fn a_link_dropped_while_dialing_lets_go_at_once() {
         let (listener, port) = bound().await;
         let link = open(target_at(port));

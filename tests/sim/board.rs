@@ -237,7 +237,10 @@ impl World {
                 let start = self.board.starts;
                 self.after(SECOND, Event::Probed { start });
             }
-            Output::RememberManaged { .. } | Output::Token | Output::TimeHeard { .. } => {}
+            Output::RememberManaged { .. }
+            | Output::Token
+            | Output::TimeHeard { .. }
+            | Output::Named { .. } => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! Several hubs, and a network that changes: which hub is dialled when.
 
 use super::{link::*, *};
+use crate::protocol::Drain;
 
 /// A gateway with this many hubs, the first of them being dialled.
 fn bench(hubs: usize) -> Bench {
@@ -79,6 +80,33 @@ fn what_a_hub_is_known_to_be_is_known_of_it_alone() {
     bench.end(Ended::Closed { code: 1000, reason: String::new() });
     bench.end(refused());
     assert_eq!((&bench.hubs[..], &bench.dials[..]), (&[0, 0, 1][..], &[true, false, true][..]));
+}
+
+#[test]
+fn a_hub_that_drains_says_which_of_ours_is_next_and_the_others_follow() {
+    let drained = |bench: &mut Bench, url: &str| {
+        bench.welcomed();
+        let url = Some(url.to_owned());
+        bench.hear(HubMessage::Drain(Drain { retry_after_ms: 5000, spread_ms: 0, url }));
+        bench.gateway.handle_ended(bench.now, &closed(1012));
+        bench.gateway.handle_network_change(bench.now);
+        bench.pass(Duration::from_millis(4900));
+        assert!(!bench.gateway.is_live(), "the wait is kept to");
+        let dials = bench.dials.len();
+        bench.pass(Duration::from_millis(200));
+        assert_eq!(bench.dials.len(), dials + 1);
+    };
+    let mut bench = bench(3);
+    drained(&mut bench, "second");
+    bench.end(refused());
+    bench.end(refused());
+    bench.end(refused());
+    assert_eq!(bench.hubs, [0, 1, 2, 0, 0], "a whole round, then the usual order");
+    drained(&mut bench, "elsewhere");
+    assert_eq!(bench.hubs.last(), Some(&0));
+    bench.end(closed(4501));
+    drained(&mut bench, "first");
+    assert_ne!(bench.hubs.last(), Some(&0), "that one refused us");
 }
 
 /// On the second of two hubs since just now.

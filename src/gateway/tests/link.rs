@@ -86,6 +86,10 @@ impl Bench {
                     Output::Hangup => self.hangups += 1,
                     Output::Token => self.tokens += 1,
                     Output::Safe(_) => self.safe += 1,
+                    Output::Named { url } => {
+                        let hub = ["first", "second", "third"].iter().position(|hub| *hub == url);
+                        hub.into_iter().for_each(|hub| self.gateway.handle_named(hub));
+                    }
                     Output::Deliver { .. }
                     | Output::RememberManaged { .. }
                     | Output::TimeHeard { .. } => {}

@@ -365,6 +365,7 @@ impl World {
             Output::RememberManaged { .. }
             | Output::TimeHeard { .. }
             | Output::Probe { .. }
+            | Output::Named { .. }
             | Output::Token => {}
         }
     }

@@ -158,7 +158,9 @@ impl Uplink {
             Wait::Nothing => now,
             Wait::Every(time) => {
                 self.hubs.rest_all(now + time);
-                self.hubs.begin_round(now)
+                let begins = self.hubs.begin_round(now);
+                self.named.iter().for_each(|hub| self.hubs.begin_with(*hub, begins));
+                begins
             }
             Wait::Same => now + self.backoff(),
             Wait::BackOff if !failed => now + self.backoff(),
