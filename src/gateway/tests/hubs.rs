@@ -224,6 +224,10 @@ fn a_network_change_begins_an_attempt_anew() {
     }
     bench.gateway.handle_network_change(bench.now);
     assert!(bench.end(refused()) <= soon, "an attempt that the change ended is no failed one");
+    bench.up();
+    bench.pass(Duration::from_millis(5100));
+    bench.gateway.handle_network_change(bench.now);
+    assert!(bench.end(closed(1000)) <= Duration::from_secs(2), "what follows a close comes soon");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! When the next attempt is, and at which hub: what PROTOCOL.md, section 10, says of close codes and
-//! HTTP statuses.
+//! When the next attempt is, and at which hub: what PROTOCOL.md, section 10, says of close codes
+//! and HTTP statuses.
 //!
 //! A wait must never be shorter than the back-off for a server's sake: what a server asks for only
 //! makes it longer, or one that asks for nothing at all would be called without end. It must never
@@ -197,16 +197,17 @@ impl Uplink {
         self.hubs.begin_round(begins)
     }
 
-    /// There is news: the next attempt comes soon, and one that is under way is begun anew.
+    /// There is news: the next attempt comes soon, and one that is under way is begun anew. A close
+    /// that is under way is waited for, and only what follows it comes soon.
     pub(super) fn bring_forward(&mut self, now: Instant) {
         let spread = now + self.random.up_to(self.settings.backoff.0);
         let soon = self.haste.next(now).max(spread);
         match self.phase {
             Phase::Waiting { .. } => self.wait_only_until(soon),
-            Phase::Dialing { .. } | Phase::Greeting { .. } => {
+            Phase::Dialing { .. } | Phase::Greeting { .. } | Phase::Closing { .. } => {
                 self.anew_at.get_or_insert(soon);
             }
-            Phase::Live(_) | Phase::Closing { .. } | Phase::Stopped => {}
+            Phase::Live(_) | Phase::Stopped => {}
         }
     }
 
