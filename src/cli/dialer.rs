@@ -7,7 +7,7 @@ use rustls::ClientConfig;
 
 use super::driver::Dialer;
 use crate::{
-    config::{Credentials, Proxy, ProxyLogin, Uplink},
+    config::{Credentials, HubUrl, Proxy, ProxyLogin, Uplink},
     identity::{self, Clock, FollowedTls, IdentityError, Token, TokenSource},
     link,
     protocol::{DEFAULT_MESSAGE_BYTES, SUBPROTOCOL_JSON},
@@ -56,6 +56,13 @@ pub(super) fn target(
     })
 }
 
+/// Where this URL, which a hub wrote, stands among the configuration's. To no other is anything
+/// sent: a hub may choose among those that the operator trusts, and send a credential nowhere else.
+pub(super) fn place_of(urls: &[String], url: &str) -> Option<usize> {
+    let named = HubUrl::parse(url).ok()?.to_string();
+    urls.iter().position(|known| *known == named)
+}
+
 /// The way through a proxy, its password read anew: a changed one needs no restart.
 pub(super) fn via(proxy: &Proxy) -> Result<link::Via, IdentityError> {
     let Proxy { kind, host, port, login } = proxy;
@@ -68,4 +75,29 @@ pub(super) fn via(proxy: &Proxy) -> Result<link::Via, IdentityError> {
         None => None,
     };
     Ok(link::Via { kind: *kind, host: host.clone(), port: *port, credentials })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_names_one_that_is_configured_or_none() {
+        let urls = ["wss://a.example:443/v1/gateway", "wss://b.example:8443/v1/gateway"];
+        let urls = urls.map(|url| HubUrl::parse(url).expect("a URL").to_string());
+        let place = |url| place_of(&urls, url);
+        assert_eq!(place("wss://A.example/v1/gateway"), Some(0), "written in another way");
+        assert_eq!(place("wss://b.example:8443/v1/gateway"), Some(1));
+        for other in [
+            "wss://b.example/v1/gateway",
+            "wss://b.example:8443/",
+            "wss://evil.example/v1/gateway",
+            "ws://a.example:443/v1/gateway",
+            "ws://127.0.0.1:443/v1/gateway",
+            "https://a.example/v1/gateway",
+            "",
+        ] {
+            assert_eq!(place(other), None, "{other}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use alarm::Alarm;
 pub(super) use time::now;
 
 use super::{
+    dialer::place_of,
     disk::{Answer, DiskThread, Job},
     reload::Reload,
     run,
@@ -350,7 +351,7 @@ impl Driver {
         let received = link.counters.received.load(Relaxed);
         if received != self.state.received_bytes {
             self.state.received_bytes = received;
-            self.gateway.handle_frame(now);
+            self.gateway.handle_bytes(now);
         }
     }
 
@@ -420,15 +421,19 @@ impl Driver {
                 }
                 Err(error) => tracing::warn!(error, "no fresh token to show to the hub"),
             },
-            Output::Probe => {
-                let target = (self.dialer)(0, true);
+            Output::Probe { managed } => {
+                let target = (self.dialer)(0, managed);
                 self.state.probe = Some(tokio::spawn(async move {
                     match target {
-                        Ok(target) => link::is_reachable(&target).await,
+                        Ok(target) => link::is_reachable(target).await,
                         Err(_) => false,
                     }
                 }));
             }
+            Output::Named { url } => match place_of(&self.urls, &url) {
+                Some(hub) => self.gateway.handle_named(hub),
+                None => tracing::info!("the hub names one that is not in uplink.url; not heeded"),
+            },
             Output::TimeHeard { unix_ms } => self.handle_time(unix_ms),
             Output::RememberManaged { hub } => {
                 self.disk.jobs.send(Job::RememberManaged(self.urls[hub].clone())).ok();
@@ -456,6 +461,7 @@ impl Driver {
         notify::ready();
         outcome.map(|(dialer, account)| {
             self.dialer = dialer;
+            self.gateway.handle_reload(self.now());
             account
         })
     }

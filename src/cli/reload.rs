@@ -1,7 +1,9 @@
 //! Reading the configuration anew while the gateway runs: on SIGHUP and by `fieldgate reload`.
 //!
 //! How the uplink proves itself, and whom it trusts, is taken over and counts from the next
-//! connection on, so that a renewed certificate needs no restart. Everything else is only compared
+//! connection on, so that a renewed certificate needs no restart. A hub that refused the gateway as
+//! it was is not waited for any longer, also where the file is the same and only the files that it
+//! names have changed. Everything else is only compared
 //! with what the gateway was started with, and named.
 
 use std::{

@@ -1,5 +1,8 @@
-//! Which of several hubs is dialled next, and when the first is tried again. What each is known to
-//! be (mode `auto`) is kept for each.
+//! Which of several hubs is dialled next, and when the first is tried again. What is known of each
+//! (that it is plain, that it wants to be left alone, how large a message it takes) is kept for it.
+//!
+//! It must never name a hub before the time that this hub asked for, nor end a link that lives for
+//! one that would refuse it, and never leave a hub out for good.
 //!
 //! A **round** is one attempt at every hub that has not asked to be left alone. After a failed
 //! attempt the next hub of the round follows within the shortest wait; the back-off comes, and
@@ -12,6 +15,9 @@ use std::time::{Duration, Instant};
 /// link is closed for the first hub's sake.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const QUIET_WITHIN: Duration = Duration::from_secs(10);
+
+/// So long it is believed that a hub takes no larger messages: somebody may have mended that.
+const TOO_BIG_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The hubs, the preferred one first; at least one.
 #[derive(Debug)]
@@ -30,8 +36,37 @@ struct Hub {
     proven_managed: bool,
     /// It was seen to be plain (mode auto).
     plain_known: bool,
-    /// It asked to be left alone until then.
-    not_before: Option<Instant>,
+    /// It named the time until which it is to be left alone.
+    asked: Option<Instant>,
+    /// It refused us as we are, and is left alone until then, or until we are others.
+    refused: Option<Instant>,
+    too_big: Option<TooBig>,
+}
+
+/// A hub found a message too big.
+#[derive(Debug, Clone, Copy)]
+struct TooBig {
+    since: Instant,
+    /// What a message may have from then on, in bytes on the link.
+    cap: u64,
+    /// It is not known which message it was, and no session has been stable since.
+    is_careful: bool,
+}
+
+/// Why a hub is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It said for how long.
+    Asked,
+    /// It refused us as we are: the time is ours to choose.
+    Refused,
+}
+
+impl Hub {
+    /// It is left alone until then.
+    fn not_before(&self) -> Option<Instant> {
+        self.asked.max(self.refused)
+    }
 }
 
 /// The way back from a later hub to the first.
@@ -73,8 +108,8 @@ impl Hubs {
         self.known[self.current].proven_managed
     }
 
-    pub(super) fn is_plain_known(&self) -> bool {
-        self.known[self.current].plain_known
+    pub(super) fn is_taken_for_plain(&self, hub: usize) -> bool {
+        self.known[hub].plain_known && !self.known[hub].proven_managed
     }
 
     pub(super) fn set_plain_known(&mut self, plain: bool) {
@@ -84,7 +119,7 @@ impl Hubs {
     pub(super) fn handle_live(&mut self, now: Instant, managed: bool, return_after: Duration) {
         let hub = &mut self.known[self.current];
         hub.proven_managed |= managed;
-        hub.not_before = None;
+        (hub.asked, hub.refused) = (None, None);
         self.tried = 0;
         self.homecoming = match self.current {
             0 => Homecoming::No,
@@ -92,19 +127,52 @@ impl Hubs {
         };
     }
 
+    /// A session with the current hub was stable.
+    pub(super) fn handle_stable(&mut self) {
+        if let Some(too_big) = &mut self.known[self.current].too_big {
+            too_big.is_careful = false;
+        }
+    }
+
+    /// A hub found a message too big: messages to it have `cap` bytes at most for a day.
+    pub(super) fn handle_too_big(&mut self, now: Instant, hub: usize, cap: u64) {
+        self.known[hub].too_big = Some(TooBig { since: now, cap, is_careful: true });
+    }
+
+    /// What a message to the current hub may have.
+    pub(super) fn message_cap(&self, now: Instant) -> u64 {
+        let too_big = self.known[self.current].too_big;
+        let believed = too_big.filter(|too_big| now < too_big.since + TOO_BIG_FOR);
+        believed.map_or(u64::MAX, |too_big| too_big.cap)
+    }
+
+    /// Whether messages to the current hub are to go one at a time.
+    pub(super) fn is_careful(&self) -> bool {
+        self.known[self.current].too_big.is_some_and(|too_big| too_big.is_careful)
+    }
+
     /// The current hub is to be left alone until then.
-    pub(super) fn rest(&mut self, until: Instant) {
-        self.known[self.current].not_before = Some(until);
+    pub(super) fn rest(&mut self, why: Rest, until: Instant) {
+        let hub = &mut self.known[self.current];
+        match why {
+            Rest::Asked => hub.asked = Some(until),
+            Rest::Refused => hub.refused = Some(until),
+        }
     }
 
-    /// So is every hub.
+    /// The current hub asks for it that all are left alone until then.
     pub(super) fn rest_all(&mut self, until: Instant) {
-        self.known.iter_mut().for_each(|hub| hub.not_before = Some(until));
+        self.known.iter_mut().for_each(|hub| hub.asked = hub.asked.max(Some(until)));
     }
 
-    /// Whether every hub asked to be left alone.
+    /// We are others than those who were refused.
+    pub(super) fn handle_reload(&mut self) {
+        self.known.iter_mut().for_each(|hub| hub.refused = None);
+    }
+
+    /// Whether every hub is to be left alone.
     pub(super) fn all_rest(&self, now: Instant) -> bool {
-        self.known.iter().all(|hub| hub.not_before.is_some_and(|at| now < at))
+        self.known.iter().all(|hub| hub.not_before().is_some_and(|at| now < at))
     }
 
     /// The attempt at the current hub failed. Whether another one follows in this round.
@@ -112,7 +180,7 @@ impl Hubs {
         self.tried += 1;
         while self.tried < self.known.len() {
             self.current = (self.current + 1) % self.known.len();
-            if self.known[self.current].not_before.is_none_or(|at| at <= now) {
+            if self.known[self.current].not_before().is_none_or(|at| at <= now) {
                 return true;
             }
             self.tried += 1;
@@ -123,12 +191,24 @@ impl Hubs {
     /// The next round begins at `at`, or later where every hub asked for that: when. It begins with
     /// the first hub that can be tried then.
     pub(super) fn begin_round(&mut self, at: Instant) -> Instant {
-        let ready = |hub: &Hub| hub.not_before.map_or(at, |not_before| at.max(not_before));
-        let (first, begins) = (self.known.iter().map(ready).enumerate())
-            .min_by_key(|(_, ready)| *ready)
-            .expect("there is at least one hub");
+        let (first, begins) = self.next_round(at);
         (self.current, self.tried) = (first, 0);
         begins
+    }
+
+    /// The round that begins at `begins` begins with this hub, if that can be tried then.
+    pub(super) fn begin_with(&mut self, hub: usize, begins: Instant) {
+        if self.known[hub].not_before().is_none_or(|at| at <= begins) {
+            self.current = hub;
+        }
+    }
+
+    /// With which hub a round begins at `at`, or when later.
+    pub(super) fn next_round(&self, at: Instant) -> (usize, Instant) {
+        let ready = |hub: &Hub| hub.not_before().map_or(at, |not_before| at.max(not_before));
+        (self.known.iter().map(ready).enumerate())
+            .min_by_key(|(_, ready)| *ready)
+            .expect("there is at least one hub")
     }
 
     /// A link to a later hub ended for the first one's sake, which is next.
@@ -139,26 +219,32 @@ impl Hubs {
     /// When [`Hubs::home_due`] is to be asked, while a session lives.
     pub(super) fn home_at(&self) -> Option<Instant> {
         match self.homecoming {
-            Homecoming::AskAt(at) | Homecoming::Leaving { look_at: at, .. } => Some(at),
+            Homecoming::AskAt(at) => {
+                Some(self.known[0].not_before().map_or(at, |not_before| at.max(not_before)))
+            }
+            Homecoming::Leaving { look_at, .. } => Some(look_at),
             Homecoming::No | Homecoming::Asking => None,
         }
     }
 
     /// What the way back asks for now; `quiet`: nothing is in flight.
     pub(super) fn home_due(&mut self, now: Instant, quiet: bool) -> Option<Home> {
+        if self.home_at().is_none_or(|at| now < at) {
+            return None;
+        }
         match self.homecoming {
-            Homecoming::AskAt(at) if at <= now => {
+            Homecoming::AskAt(_) => {
                 self.homecoming = Homecoming::Asking;
                 Some(Home::Ask)
             }
-            Homecoming::Leaving { look_at, by } if look_at <= now => {
+            Homecoming::Leaving { by, .. } => {
                 if quiet || by <= now {
                     return Some(Home::Leave);
                 }
                 self.homecoming = Homecoming::Leaving { look_at: now + LOOK_EVERY, by };
                 None
             }
-            _ => None,
+            Homecoming::No | Homecoming::Asking => None,
         }
     }
 

@@ -152,7 +152,16 @@ pub enum Output {
     /// The session's token ends soon: answered by a fresh one.
     Token,
     /// See whether the first hub can be reached, beside the link that lives; answered by probed.
-    Probe,
+    Probe {
+        /// Whether to offer the managed subprotocols.
+        managed: bool,
+    },
+    /// The hub that is about to close names another to go to; answered by named, if it is one of
+    /// the settings'.
+    Named {
+        /// As the hub wrote it.
+        url: String,
+    },
     /// The hub said what the time is.
     TimeHeard {
         /// Unix milliseconds.

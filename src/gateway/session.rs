@@ -57,14 +57,10 @@ impl Gateway {
                     format!("the hub sent a message of type {kind:?} that must be understood");
                 self.close(now, close::UNSUPPORTED, Then::Slow, why);
             }
-            Ok(_) => {
-                self.counters.ignored_frames += 1;
-                self.uplink.iter_mut().for_each(Uplink::handle_other_greeting);
-            }
+            Ok(_) => self.counters.ignored_frames += 1,
             Err(error) if greeting => {
                 tracing::debug!(%error, "not a welcome");
                 self.counters.ignored_frames += 1;
-                self.uplink.iter_mut().for_each(Uplink::handle_other_greeting);
             }
             Err(error) => {
                 self.counters.ignored_frames += 1;
@@ -89,6 +85,12 @@ impl Gateway {
         self.handle_heard(now);
     }
 
+    /// Part of a frame has come.
+    pub fn handle_bytes(&mut self, now: Now) {
+        self.uplink.iter_mut().for_each(|uplink| uplink.handle_greeting_comes(now.instant));
+        self.note_heard(now);
+    }
+
     /// A binary message, which this version has no use for.
     pub fn handle_binary(&mut self, now: Now) {
         self.handle_heard(now);
@@ -108,7 +110,7 @@ impl Gateway {
 
     /// Bytes left the socket.
     pub fn handle_progress(&mut self, now: Now) {
-        self.uplink.iter_mut().for_each(|uplink| uplink.handle_greeting_moves(now.instant));
+        self.uplink.iter_mut().for_each(|uplink| uplink.handle_greeting_leaves(now.instant));
         if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
             session.handle_progress(now.instant);
         }
@@ -120,6 +122,7 @@ impl Gateway {
         let Some(uplink) = &mut self.uplink else { return };
         let by_peer = matches!(ended, Ended::Closed { .. } | Ended::Cut(_));
         let was_live = uplink.session().is_some();
+        let hub = uplink.hubs.current();
         if let Phase::Closing { then, .. } = uplink.phase {
             uplink.after_close(now, then);
         } else {
@@ -128,7 +131,7 @@ impl Gateway {
             tracing::info!(reason = %ended, retry_ms, "the link is down");
         }
         if matches!(ended, Ended::Closed { code: close::TOO_BIG, .. }) {
-            self.handle_too_big();
+            self.handle_too_big(now, hub);
         } else if was_live && by_peer {
             let lanes = self.lanes.iter_mut();
             lanes.for_each(|lane| lane.handle_session_ended_by_peer(now.instant));
@@ -139,12 +142,12 @@ impl Gateway {
 
     /// A message was too big for the peer: the batches are halved, and in the end it is known which
     /// record can't be sent.
-    fn handle_too_big(&mut self) {
+    fn handle_too_big(&mut self, now: Now, hub: usize) {
         let Some(uplink) = &mut self.uplink else { return };
         let shapes = self.lanes.iter().map(Lane::flight_shape);
-        let (batches, records, largest) = shapes
+        let shape = shapes
             .fold((0, 0, 0), |sum, lane| (sum.0 + lane.0, sum.1 + lane.1, u64::max(sum.2, lane.2)));
-        if uplink.handle_too_big(batches, records, largest) {
+        if uplink.handle_too_big(now.instant, hub, shape) {
             self.lanes.iter_mut().for_each(Lane::handle_too_big);
         }
     }
@@ -178,6 +181,20 @@ impl Gateway {
         self.settle(now);
     }
 
+    /// The configuration was read anew, and with it what proves who we are.
+    pub fn handle_reload(&mut self, now: Now) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.handle_reload(now);
+        }
+        self.settle(now);
+    }
+
+    /// The hub that [`Output::Named`] spoke of, by its place in the settings: after the wait that
+    /// was asked for it is the first to be tried.
+    pub fn handle_named(&mut self, hub: usize) {
+        self.uplink.iter_mut().for_each(|uplink| uplink.handle_named(hub));
+    }
+
     /// Whether the first hub can be reached, which [`Output::Probe`] asked.
     pub fn handle_probed(&mut self, now: Now, reachable: bool) {
         if let Some(uplink) = &mut self.uplink {
@@ -186,9 +203,15 @@ impl Gateway {
         self.settle(now);
     }
 
+    /// A whole frame or message has come: that of a `welcome` ends the greetings, and every other
+    /// is none.
     fn handle_heard(&mut self, now: Now) {
+        self.uplink.iter_mut().for_each(Uplink::handle_other_greeting);
+        self.note_heard(now);
+    }
+
+    fn note_heard(&mut self, now: Now) {
         let Some(uplink) = &mut self.uplink else { return };
-        uplink.handle_greeting_moves(now.instant);
         let interval = uplink.settings.ping_interval;
         if let Some(session) = uplink.session_mut() {
             session.handle_heard(now.instant, interval);
@@ -257,7 +280,8 @@ impl Gateway {
             }
             HubMessage::Cancel { id } => self.commands.handle_cancel(now, &id),
             HubMessage::Error(error) => self.handle_error(error),
-            HubMessage::Drain(drain) => {
+            HubMessage::Drain(mut drain) => {
+                self.outputs.extend(drain.url.take().map(|url| Output::Named { url }));
                 if let Some(uplink) = &mut self.uplink {
                     uplink.handle_drain(drain);
                 }

@@ -1,4 +1,8 @@
 //! The one timer: when something is due, and what.
+//!
+//! What is due must never be due still when it was served, without something else having happened:
+//! the driver would turn for nothing else. What follows is never decided here: each deadline is its
+//! owner's, who says what is due.
 
 use std::time::Instant;
 
@@ -53,6 +57,7 @@ impl Gateway {
 
     fn handle_uplink_timeout(&mut self, now: Now) {
         let oldest_flight = self.oldest_flight();
+        self.begin_anew_when_due(now);
         let Some(uplink) = &mut self.uplink else { return };
         match &mut uplink.phase {
             Phase::Waiting { until } if *until <= now.instant => {
@@ -96,12 +101,26 @@ impl Gateway {
         }
     }
 
+    /// The ground changed beneath an attempt: it is dropped, and the next one begun.
+    fn begin_anew_when_due(&mut self, now: Now) {
+        let Some(uplink) = &mut self.uplink else { return };
+        if uplink.anew_at().is_some_and(|at| at <= now.instant) {
+            tracing::debug!("an attempt is begun anew: network or configuration changed");
+            uplink.begin_anew(now.instant);
+            self.outputs.push_back(Output::Hangup);
+            self.forget_session();
+        }
+    }
+
     /// On a later hub: is it time to see after the first, or to go back to it?
     fn handle_home_due(&mut self, now: Now) {
         let quiet = self.is_drained();
         let Some(uplink) = &mut self.uplink else { return };
         match uplink.hubs.home_due(now.instant, quiet) {
-            Some(Home::Ask) => self.outputs.push_back(Output::Probe),
+            Some(Home::Ask) => {
+                let managed = uplink.offers_managed(0);
+                self.outputs.push_back(Output::Probe { managed });
+            }
             Some(Home::Leave) => {
                 let why = "the first hub can be reached again".into();
                 self.close(now, close::NORMAL, Then::FirstHub, why);

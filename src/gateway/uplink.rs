@@ -2,25 +2,19 @@
 //! attempt is.
 //!
 //! It must never give up, never retry faster than the back-off allows, and never take a slow link
-//! for a dead one.
+//! for a dead one. How long is waited after which end stands in [`waits`].
+
+mod waits;
 
 use std::time::{Duration, Instant};
 
+use self::waits::{Haste, Wait};
 use super::{Now, hubs::Hubs, live::Session, random::Random};
 use crate::planted::{Bug, planted};
-use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, close};
-
-/// A session that was taken over waits so long at least (PROTOCOL.md, section 3).
-const TAKEN_OVER: Duration = Duration::from_secs(60);
-
-/// What is final until reconfigured is tried again so seldom.
-const FINAL: Duration = Duration::from_secs(3600);
+use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode};
 
 /// A session must have lasted so long before the back-off begins anew.
 const STABLE: Duration = Duration::from_secs(60);
-
-/// The longest wait that a server can ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// How long the greetings may take in all, while bytes leave and come.
 const SLOW_HELLO: Duration = Duration::from_secs(60);
@@ -90,13 +84,17 @@ pub(super) struct Uplink {
     doublings: u32,
     /// The hub said when to come back.
     drain: Option<Drain>,
+    /// And to which hub.
+    named: Option<usize>,
     /// The hub said, with an error, when to come back.
     retry_after: Option<Duration>,
+    /// A token had expired, and no session has been stable since.
     token_retried: bool,
-    /// What a message may have, in bytes on the link, after one was too big.
+    /// When the attempt that is under way is begun anew: the ground changed beneath it.
+    anew_at: Option<Instant>,
+    haste: Haste,
+    /// What a message of this session may have, in bytes on the link.
     pub(super) message_cap: u64,
-    /// A message was too big, and it is not known which.
-    is_careful: bool,
     pub(super) last_error: Option<String>,
     pub(super) attempts: u64,
 }
@@ -107,8 +105,9 @@ pub(super) enum Phase {
     Waiting { until: Instant },
     /// The link is being made.
     Dialing { managed: bool, until: Instant },
-    /// `hello` is out.
-    Greeting { deadline: Instant, latest: Instant },
+    /// `hello` is out, and `welcome` is waited for until `deadline`: that is `by`, or later while
+    /// bytes come that may be its own.
+    Greeting { by: Instant, deadline: Instant, latest: Instant },
     /// Records may go.
     Live(Box<Session>),
     /// Our close frame is out, or the link is to be dropped.
@@ -134,20 +133,6 @@ pub(super) enum Then {
     Stop,
 }
 
-/// What is waited for before the next attempt.
-enum Wait {
-    /// Nothing: the same hub again.
-    Nothing,
-    /// The back-off, and the same hub again.
-    Same,
-    /// The back-off, or only the next hub.
-    BackOff,
-    /// This hub's time; the next hub need not wait for it.
-    Hub(Duration),
-    /// So long, whatever hub is next.
-    Every(Duration),
-}
-
 impl Uplink {
     pub(super) fn new(now: Now, settings: UplinkSettings, seed: u64) -> Self {
         Self {
@@ -157,10 +142,12 @@ impl Uplink {
             random: Random::new(seed),
             doublings: 0,
             drain: None,
+            named: None,
             retry_after: None,
             token_retried: false,
+            anew_at: None,
+            haste: Haste::default(),
             message_cap: u64::MAX,
-            is_careful: false,
             last_error: None,
             attempts: 0,
         }
@@ -175,7 +162,7 @@ impl Uplink {
     }
 
     pub(super) fn deadline(&self, oldest_flight: Option<Instant>) -> Option<Instant> {
-        match &self.phase {
+        let deadline = match &self.phase {
             Phase::Waiting { until }
             | Phase::Closing { until, .. }
             | Phase::Dialing { until, .. } => Some(*until),
@@ -185,37 +172,54 @@ impl Uplink {
                 Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
             }
             Phase::Stopped => None,
-        }
+        };
+        deadline.into_iter().chain(self.anew_at()).min()
     }
 
     /// Begins an attempt; says whether it is to offer the managed subprotocols.
     pub(super) fn dial(&mut self, now: Instant) -> bool {
-        let managed = match self.settings.mode {
-            Mode::Managed => true,
-            Mode::Plain => false,
-            Mode::Auto => self.hubs.is_proven_managed() || !self.hubs.is_plain_known(),
-        };
+        let managed = self.offers_managed(self.hubs.current());
         self.attempts += 1;
+        // What was said on a link counts for its own end.
+        (self.anew_at, self.drain, self.retry_after) = (None, None, None);
+        self.named = None;
         self.phase = Phase::Dialing { managed, until: now + self.settings.dial_timeout };
         managed
     }
 
-    pub(super) fn greet(&mut self, now: Now) {
-        let (deadline, latest) = (now.instant + HELLO_TIMEOUT, now.instant + SLOW_HELLO);
-        self.phase = Phase::Greeting { deadline, latest };
+    /// Whether an attempt at this hub offers the managed subprotocols.
+    pub(super) fn offers_managed(&self, hub: usize) -> bool {
+        match self.settings.mode {
+            Mode::Managed => true,
+            Mode::Plain => false,
+            Mode::Auto => !self.hubs.is_taken_for_plain(hub),
+        }
     }
 
-    /// Bytes leave or come: a slow line takes long for greetings that list much.
-    pub(super) fn handle_greeting_moves(&mut self, now: Instant) {
-        if let Phase::Greeting { deadline, latest } = &mut self.phase {
+    pub(super) fn greet(&mut self, now: Now) {
+        let (by, latest) = (now.instant + HELLO_TIMEOUT, now.instant + SLOW_HELLO);
+        self.phase = Phase::Greeting { by, deadline: by, latest };
+    }
+
+    /// Bytes leave: a slow line takes long for a `hello` that lists much.
+    pub(super) fn handle_greeting_leaves(&mut self, now: Instant) {
+        if let Phase::Greeting { by, deadline, latest } = &mut self.phase {
+            *by = (now + HELLO_TIMEOUT).min(*latest);
+            *deadline = *by;
+        }
+    }
+
+    /// Bytes come, which may be those of a `welcome` that lists much.
+    pub(super) fn handle_greeting_comes(&mut self, now: Instant) {
+        if let Phase::Greeting { deadline, latest, .. } = &mut self.phase {
             *deadline = (now + HELLO_TIMEOUT).min(*latest);
         }
     }
 
-    /// The server has something else to say than `welcome`: it is waited for no longer than it is.
+    /// The bytes that came were those of something else: for their sake nothing is waited for.
     pub(super) fn handle_other_greeting(&mut self) {
-        if let Phase::Greeting { deadline, latest } = &mut self.phase {
-            *latest = *deadline;
+        if let Phase::Greeting { by, deadline, .. } = &mut self.phase {
+            *deadline = *by;
         }
     }
 
@@ -224,12 +228,11 @@ impl Uplink {
         // ping together.
         let first_ping = self.random.up_to(self.settings.ping_interval);
         let mut session = Session::new(now.instant, managed, name, limits, first_ping);
-        session.alone_until = self.is_careful.then(|| now.instant + STABLE);
+        session.alone_until = self.hubs.is_careful().then(|| now.instant + STABLE);
+        self.message_cap = self.hubs.message_cap(now.instant);
         self.phase = Phase::Live(Box::new(session));
         self.last_error = None;
-        self.drain = None;
-        self.retry_after = None;
-        self.token_retried = false;
+        self.anew_at = None;
         self.hubs.handle_live(now.instant, managed, self.settings.return_after);
     }
 
@@ -249,19 +252,28 @@ impl Uplink {
         self.drain = Some(drain).filter(|_| !planted(Bug::DrainIgnored));
     }
 
-    /// The hub said with an error when to come back, should it end the session.
-    pub(super) fn handle_retry_after(&mut self, retry_after: Duration) {
-        self.retry_after = Some(retry_after.min(MAX_RETRY_AFTER));
+    pub(super) fn handle_named(&mut self, hub: usize) {
+        self.named = Some(hub);
     }
 
-    /// A message was too big for the peer; the largest of `batches` that were under way had
-    /// `largest` bytes. Says whether it is certain that it was this one, and that a smaller one
-    /// can't be made: else batches are halved, and go alone for a while.
-    pub(super) fn handle_too_big(&mut self, batches: usize, records: u64, largest: u64) -> bool {
+    /// The hub said with an error when to come back, should it end the session.
+    pub(super) fn handle_retry_after(&mut self, retry_after: Duration) {
+        self.retry_after = Some(retry_after);
+    }
+
+    /// A message was too big for a hub; the largest of `batches` that were under way had `largest`
+    /// bytes. Says whether it is certain that it was this one, and that a smaller one can't be
+    /// made: else batches to this hub are halved, and go alone for a while.
+    pub(super) fn handle_too_big(
+        &mut self,
+        now: Instant,
+        hub: usize,
+        (batches, records, largest): (usize, u64, u64),
+    ) -> bool {
         let is_certain = batches == 1 && records == 1;
         if largest > NEVER_TOO_BIG && !is_certain {
-            self.message_cap = self.message_cap.min(largest / 2).max(NEVER_TOO_BIG);
-            self.is_careful = true;
+            let cap = self.message_cap.min(largest / 2).max(NEVER_TOO_BIG);
+            self.hubs.handle_too_big(now, hub, cap);
         }
         is_certain && largest > NEVER_TOO_BIG
     }
@@ -277,9 +289,9 @@ impl Uplink {
     pub(super) fn after_close(&mut self, now: Now, then: Then) {
         let (wait, failed) = match then {
             Then::Plain => (Wait::Nothing, false),
-            Then::BackOff => (Wait::BackOff, false),
+            Then::BackOff => (self.wait_after_drain(), false),
             Then::NextHub => (Wait::BackOff, true),
-            Then::Slow => (Wait::Hub(self.slow()), true),
+            Then::Slow => (Wait::Refused(self.slow()), true),
             Then::FirstHub => {
                 self.hubs.return_home();
                 (Wait::Nothing, false)
@@ -289,150 +301,48 @@ impl Uplink {
                 return;
             }
         };
-        self.wait(now, wait, failed);
+        self.wait(now.instant, wait, failed);
     }
 
     /// The link ended, not by us. Says how long is waited.
     pub(super) fn handle_ended(&mut self, now: Now, ended: &Ended) -> Duration {
         self.note_stability(now);
         let was_live = self.session().is_some();
-        let was_greeting = matches!(self.phase, Phase::Greeting { .. });
-        let was_plain_dial = matches!(self.phase, Phase::Dialing { managed: false, .. });
-        let was_managed_dial = matches!(self.phase, Phase::Dialing { managed: true, .. });
         self.last_error = Some(ended.to_string());
-        let auto = self.may_be_plain();
-        let wait = match ended {
-            Ended::Closed { code, .. } => self.wait_after_close(*code, auto && was_greeting),
-            Ended::Cut(_) if auto && was_greeting => self.plain_after_backoff(),
-            Ended::Http { status: 400, .. } if auto && was_managed_dial => {
-                self.plain_after_backoff()
-            }
-            Ended::Http { status, retry_after } => {
-                if was_plain_dial {
-                    self.hubs.set_plain_known(false);
-                }
-                match (status, retry_after) {
-                    (429 | 503, Some(after)) => {
-                        let jitter = self.random.up_to(self.settings.backoff.0);
-                        Wait::Hub((*after).min(MAX_RETRY_AFTER) + jitter)
-                    }
-                    (401 | 403 | 404, _) => Wait::Hub(self.slow()),
-                    _ => Wait::BackOff,
-                }
-            }
-            Ended::Dial(_) | Ended::Cut(_) | Ended::Lost(_) => self.wait_after_drain(),
-        };
-        self.wait(now, wait, !was_live)
+        let wait = self.wait_after(ended);
+        self.wait(now.instant, wait, !was_live)
     }
 
-    fn wait_after_close(&mut self, code: u16, plain_server: bool) -> Wait {
-        match code {
-            close::POLICY | close::UNSUPPORTED => Wait::Hub(self.slow()),
-            close::TOKEN_EXPIRED if !self.token_retried => {
-                self.token_retried = true;
-                Wait::Nothing
-            }
-            close::TOKEN_EXPIRED => Wait::Hub(self.slow()),
-            close::TOO_MANY => match self.retry_after.take() {
-                Some(after) => Wait::Hub(after + self.random.up_to(self.settings.backoff.0)),
-                None => self.wait_after_drain(),
-            },
-            close::TAKEN_OVER if !planted(Bug::TakeOverRushed) => {
-                Wait::Every(TAKEN_OVER + self.random.up_to(self.settings.backoff.1))
-            }
-            close::FINAL_FIRST..=close::FINAL_LAST => Wait::Hub(FINAL),
-            // A stock server that ends the connection over our `hello` says so with one of the
-            // ordinary codes.
-            _ if plain_server
-                && code < 4000
-                && code != close::RESTART
-                && code != close::TRY_LATER =>
-            {
-                self.plain_after_backoff()
-            }
-            _ => self.wait_after_drain(),
-        }
-    }
-
-    fn wait_after_drain(&mut self) -> Wait {
-        let Some(drain) = self.drain.take() else { return Wait::BackOff };
-        let spread = self.random.up_to(Duration::from_millis(drain.spread_ms));
-        let wait = Duration::from_millis(drain.retry_after_ms) + spread;
-        Wait::Every(wait.min(MAX_RETRY_AFTER))
-    }
-
-    /// The server is no hub, but it is there: the next attempt is at the same one, in plain mode.
-    fn plain_after_backoff(&mut self) -> Wait {
-        self.hubs.set_plain_known(true);
-        Wait::Same
-    }
-
-    /// Whether the current server may yet turn out to be plain.
+    /// Whether the current server may yet turn out to be plain. A silence proves nothing on a
+    /// network that has just changed.
     fn may_be_plain(&self) -> bool {
-        self.settings.mode == Mode::Auto && !self.hubs.is_proven_managed()
-    }
-
-    /// Full jitter: anything between nothing and the wait, which doubles up to the longest.
-    fn backoff(&mut self) -> Duration {
-        let (first, longest) = self.settings.backoff;
-        let wait = first.saturating_mul(1 << self.doublings.min(20)).min(longest);
-        self.doublings += u32::from(!planted(Bug::BackOffNeverGrows));
-        self.random.up_to(wait)
-    }
-
-    fn slow(&mut self) -> Duration {
-        let longest = self.settings.backoff.1;
-        longest / 2 + self.random.up_to(longest / 2)
+        let may_be = self.settings.mode == Mode::Auto && !self.hubs.is_proven_managed();
+        may_be && self.anew_at().is_none()
     }
 
     fn note_stability(&mut self, now: Now) {
         if self.session().is_some_and(|session| now.instant - session.since >= STABLE) {
             self.doublings = 0;
-            self.is_careful = false;
+            self.token_retried = false;
+            self.hubs.handle_stable();
         }
     }
 
-    /// Begins the wait and says how long it is. `failed`: the attempt did not lead to a session.
-    fn wait(&mut self, now: Now, wait: Wait, failed: bool) -> Duration {
-        let at = now.instant;
-        let until = match wait {
-            Wait::Nothing => at,
-            Wait::Every(time) => {
-                self.hubs.rest_all(at + time);
-                self.hubs.begin_round(at)
-            }
-            Wait::Same => at + self.backoff(),
-            Wait::BackOff if !failed => at + self.backoff(),
-            Wait::BackOff => self.next_hub(at),
-            Wait::Hub(time) => {
-                self.hubs.rest(at + time);
-                self.next_hub(at)
-            }
-        };
-        self.phase = Phase::Waiting { until };
-        until - at
-    }
-
-    /// When the next attempt is, after a failed one: soon, if it is at another hub of this round.
-    fn next_hub(&mut self, now: Instant) -> Instant {
-        if self.hubs.handle_failed(now) {
-            return now + self.random.up_to(self.settings.backoff.0);
-        }
-        let begins = if self.hubs.all_rest(now) { now } else { now + self.backoff() };
-        self.hubs.begin_round(begins)
-    }
-
-    /// The network is another one: a wait that is ours alone ends soon, a live link is asked
-    /// whether it lives. What a hub asked for holds.
+    /// The network is another one: a wait that is ours alone ends soon, an attempt is begun anew, a
+    /// live link is asked whether it lives. What a hub asked for holds.
     pub(super) fn handle_network_change(&mut self, now: Now) {
-        let soon = now.instant + self.random.up_to(self.settings.backoff.0);
         match &mut self.phase {
-            Phase::Waiting { until } if soon < *until => {
-                *until = self.hubs.begin_round(soon).min(*until);
-            }
             Phase::Live(session) => session.probe(now.instant),
-            _ => {}
+            _ => self.bring_forward(now.instant),
         }
+    }
+
+    /// The configuration was read anew, credentials included: a hub that refused us as we were is
+    /// tried again soon. What a hub asked for holds.
+    pub(super) fn handle_reload(&mut self, now: Now) {
+        self.token_retried = false;
+        self.hubs.handle_reload();
+        self.bring_forward(now.instant);
     }
 }
 

@@ -40,7 +40,7 @@ pub use self::{
     proxy::Via,
 };
 
-use crate::{config::HubUrl, identity::Token};
+use crate::{config::HubUrl, identity::Token, protocol::close};
 
 /// How many requests may wait for the socket.
 pub const REQUEST_QUEUE: usize = 4;
@@ -90,13 +90,22 @@ pub async fn reach(target: &Target) -> Result<(), Down> {
     dial::reach(target, Arc::default(), &mut |_| ()).await.map(drop)
 }
 
-/// Whether `target` can be reached.
-pub async fn is_reachable(target: &Target) -> bool {
-    let reached = reach(target).await;
-    if let Err(down) = &reached {
-        tracing::debug!(url = %target.url, ?down, "not reachable");
+/// Whether `target` answers the upgrade with 101: a host whose TLS is up may have no hub behind it.
+/// The connection is closed in order, with nothing said on it.
+pub async fn is_reachable(target: Target) -> bool {
+    let url = target.url.to_string();
+    let mut link = open(target);
+    // The queue is empty, and the link takes nothing out of it before it is up.
+    let _ = link.requests.try_send(Request::Close { code: close::NORMAL, reason: String::new() });
+    let mut is_up = false;
+    while let Some(event) = link.events.recv().await {
+        match event {
+            Event::Up { .. } => is_up = true,
+            Event::Down(down) if !is_up => tracing::debug!(url, ?down, "not reachable"),
+            _ => {}
+        }
     }
-    reached.is_ok()
+    is_up
 }
 
 /// Dials `target` as the gateway does, up to and with the upgrade, tells of each step that is done,
@@ -345,6 +354,24 @@ mod tests {
         timeout(WAIT, tcp.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert!(rest.is_empty());
         assert!(counters.upgrade().is_none(), "the task has let go of everything");
+    }
+
+    #[tokio::test]
+    async fn reachable_is_what_answers_the_upgrade_and_it_is_left_in_order() {
+        let (listener, port) = bound().await;
+        let asked = tokio::spawn(is_reachable(target_at(port)));
+        let mut tcp = accept_by_hand(&listener, "").await;
+        let mut frame = [0; 8];
+        timeout(WAIT, tcp.read_exact(&mut frame)).await.unwrap().unwrap();
+        assert_eq!(frame[..2], [0x88, 0x82], "a close frame with a code, masked");
+        drop(tcp);
+        assert!(timeout(WAIT, asked).await.unwrap().unwrap());
+
+        let asked = tokio::spawn(is_reachable(target_at(port)));
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_head(&mut tcp).await;
+        tcp.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.unwrap();
+        assert!(!timeout(WAIT, asked).await.unwrap().unwrap(), "a proxy without a hub behind it");
     }
 
     #[tokio::test]

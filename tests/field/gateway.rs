@@ -158,6 +158,14 @@ impl Gateway {
         (code == Some(0)).then(|| serde_json::from_str(&stdout).ok()).flatten()
     }
 
+    /// `fieldgate reload --wait`, to its success.
+    pub fn reload(&self) {
+        let mut command = binary();
+        command.args(["reload", "--wait", "--config"]).arg(&self.config);
+        let (code, stdout, stderr) = run(command, SOON);
+        assert_eq!(code, Some(0), "{stdout}{stderr}");
+    }
+
     /// Waits until the status fits.
     pub fn wait_until(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;

@@ -52,6 +52,28 @@ impl Authority {
     }
 }
 
+/// What a hub calls final is tried once an hour. The hour went on when the operator had mended the
+/// credential and told the gateway to read it anew.
+#[test]
+fn a_gateway_that_was_refused_for_good_is_back_when_its_credential_is_mended_and_reloaded() {
+    let field = Field::new();
+    let hub = Hub::started(&field);
+    let setup = Setup::new(&field, &hub);
+    let own = field.path(format!("{GATEWAY}.token"));
+    let right = std::fs::read(&own).expect("the hub wrote it");
+    let other = hub.add_gateway(&field, "gw-2");
+    std::fs::copy(other, &own).expect("a file of the scenario's own");
+    let gateway = Gateway::started(&field, &setup);
+    gateway.wait_until("the hub's word is final", |status| {
+        let uplink = &status["uplink"];
+        uplink["last_error"].as_str().is_some_and(|error| error.contains("4501"))
+            && uplink["retry_in_s"].as_u64() > Some(3500)
+    });
+    std::fs::write(&own, right).expect("a file of the scenario's own");
+    gateway.reload();
+    gateway.wait_connected();
+}
+
 fn session(status: &Value) -> Option<String> {
     status["uplink"]["session"].as_str().map(str::to_owned)
 }

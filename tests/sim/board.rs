@@ -233,11 +233,14 @@ impl World {
             Output::Deliver { token, topic, payload, .. } => self.deliver(token, &topic, &payload),
             Output::Dial { hub, .. } => self.dial(hub),
             Output::Hangup => self.hang_up(),
-            Output::Probe => {
+            Output::Probe { .. } => {
                 let start = self.board.starts;
                 self.after(SECOND, Event::Probed { start });
             }
-            Output::RememberManaged { .. } | Output::Token | Output::TimeHeard { .. } => {}
+            Output::RememberManaged { .. }
+            | Output::Token
+            | Output::TimeHeard { .. }
+            | Output::Named { .. } => {}
         }
     }
 

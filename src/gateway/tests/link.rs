@@ -2,10 +2,7 @@
 //! spared. One link at a time, driven by hand.
 
 use super::*;
-use crate::{
-    protocol::{Drain, HubLimits},
-    spool::Appended,
-};
+use crate::{protocol::HubLimits, spool::Appended};
 
 const INTERVAL: Duration = Duration::from_secs(25);
 
@@ -85,10 +82,14 @@ impl Bench {
                         self.dials.push(managed);
                         self.hubs.push(hub);
                     }
-                    Output::Probe => self.probes += 1,
+                    Output::Probe { .. } => self.probes += 1,
                     Output::Hangup => self.hangups += 1,
                     Output::Token => self.tokens += 1,
                     Output::Safe(_) => self.safe += 1,
+                    Output::Named { url } => {
+                        let hub = ["first", "second", "third"].iter().position(|hub| *hub == url);
+                        hub.into_iter().for_each(|hub| self.gateway.handle_named(hub));
+                    }
                     Output::Deliver { .. }
                     | Output::RememberManaged { .. }
                     | Output::TimeHeard { .. } => {}
@@ -251,6 +252,38 @@ fn auto_turns_plain_when_no_welcome_comes_and_managed_again_when_plain_is_refuse
     assert_eq!(bench.dials, [true, false, true]);
 }
 
+/// A server that streamed binary frames, or sent Pings, moved the deadline of the greetings with
+/// each of them and turned plain only after a minute.
+#[test]
+fn only_bytes_that_may_be_a_welcome_are_waited_for() {
+    let chatter: [fn(&mut Gateway, Now); 4] = [
+        Gateway::handle_binary,
+        Gateway::handle_frame,
+        |gateway, now| gateway.handle_pong(now, b""),
+        |gateway, now| gateway.handle_text(now, "tick"),
+    ];
+    for frame in chatter {
+        let mut bench = Bench::new(Mode::Auto, |_| {});
+        bench.up();
+        for _ in 0..51 {
+            bench.pass(Duration::from_millis(100));
+            bench.gateway.handle_bytes(bench.now);
+            frame(&mut bench.gateway, bench.now);
+        }
+        bench.pass(Duration::ZERO);
+        assert!(matches!(bench.sent.last(), Some(Transmit::Close { code: 1000, .. })));
+    }
+    let mut bench = Bench::new(Mode::Auto, |_| {});
+    bench.up();
+    bench.gateway.handle_frame(bench.now);
+    for _ in 0..14 {
+        bench.pass(Duration::from_secs(4));
+        bench.gateway.handle_bytes(bench.now);
+    }
+    bench.welcomed();
+    assert!(bench.gateway.is_live(), "a welcome of nearly a minute");
+}
+
 #[test]
 fn its_own_hello_coming_back_says_at_once_that_the_server_is_plain() {
     let mut bench = Bench::new(Mode::Auto, |_| {});
@@ -342,43 +375,6 @@ fn only_a_stable_session_begins_the_back_off_anew() {
     };
     assert!(wait_after(&mut bench, Duration::from_secs(5)) > Duration::from_secs(20));
     assert!(wait_after(&mut bench, Duration::from_secs(61)) <= Duration::from_millis(500));
-}
-
-#[test]
-fn close_codes_and_statuses_lead_to_the_waits_of_the_table() {
-    let wait = |ended: Ended| {
-        let mut bench = Bench::new(Mode::Managed, |_| {});
-        bench.welcomed();
-        bench.end(ended).as_secs_f64()
-    };
-    let http = |status, after: Option<u64>| Ended::Http {
-        status,
-        retry_after: after.map(Duration::from_secs),
-    };
-    for (ended, waits) in [
-        (closed(1001), 0.0..0.6),
-        (closed(1008), 29.0..61.0),
-        (closed(4001), 0.0..0.2),
-        (closed(4009), 60.0..121.0),
-        (closed(4010), 29.0..61.0),
-        (closed(4501), 3599.0..3601.0),
-        (http(401, None), 29.0..61.0),
-        (http(503, Some(120)), 120.0..121.0),
-        (http(500, None), 0.0..0.6),
-    ] {
-        let name = format!("{ended:?}");
-        let waited = wait(ended);
-        assert!(waits.contains(&waited), "{name}: {waited} s, not {waits:?}");
-    }
-}
-
-#[test]
-fn a_drain_is_heeded() {
-    let mut bench = Bench::new(Mode::Managed, |_| {});
-    bench.welcomed();
-    bench.hear(HubMessage::Drain(Drain { retry_after_ms: 5000, spread_ms: 2000, url: None }));
-    let waited = bench.end(closed(1012));
-    assert!((5.0..7.1).contains(&waited.as_secs_f64()), "{waited:?}");
 }
 
 #[test]

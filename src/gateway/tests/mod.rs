@@ -10,6 +10,7 @@ mod resend;
 mod retention;
 mod sim_hub;
 mod time;
+mod waits;
 mod week;
 
 use std::collections::BTreeSet;
@@ -363,7 +364,8 @@ impl World {
             Output::Hangup => self.link = Link::None,
             Output::RememberManaged { .. }
             | Output::TimeHeard { .. }
-            | Output::Probe
+            | Output::Probe { .. }
+            | Output::Named { .. }
             | Output::Token => {}
         }
     }
