@@ -46,9 +46,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("source", SOUTH_AND_NORTH),
     ("link", SOUTH_AND_NORTH),
     ("config", &["command", "record", "topic", "protocol"]),
-    ("identity", &["command", "record", "topic", "protocol", "config"]),
+    ("files", &[]),
+    ("identity", &["command", "record", "topic", "protocol", "config", "files"]),
     ("ops", &["command", "record", "topic", "protocol", "config"]),
-    ("hub", &["command", "record", "topic", "protocol"]),
+    ("hub", &["command", "record", "topic", "protocol", "files"]),
 ];
 
 const NOUNS: &[&str] = &["command", "record", "topic"];

@@ -12,6 +12,7 @@ mod autobahn;
 mod bad_input;
 mod board;
 mod commands;
+mod credentials;
 mod delivery;
 mod faults;
 mod framing;
