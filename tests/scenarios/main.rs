@@ -28,6 +28,7 @@ mod operation;
 mod power;
 mod retention;
 mod rotation;
+mod secrets;
 mod spool;
 mod time;
 mod tls_scan;
