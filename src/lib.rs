@@ -11,13 +11,14 @@
 //! | `spool` | records on disk: segments, recovery, journal, behind one `Disk` trait | bytes only |
 //! | `gateway` | the core state machine: intake, lanes, uplink window, command lifecycle, back-off | protocol, the spool's words |
 //! | `config` | what the user wrote, checked | the nouns, protocol |
-//! | `identity`, `ops` | credentials; status, logs, the service manager | config, crypto |
+//! | [`files`] | credential files, and files that are replaced whole | nothing else |
+//! | `identity`, `ops` | credentials; status, logs, the service manager | config; `identity` crypto, files |
 //! | `source` | southbound: a broker (`mqtt`), devices (`listener`) | the nouns, config |
 //! | `link` | northbound: dial, TLS, WebSocket | config, identity, close codes |
 //! | `cli` | the command line and the driver that joins all of them | everything |
 //! | `planted` | faults that the simulation must find; only for tests | nothing else |
 //! | `fuzzing` | any bytes at the ways in; only for tests and fuzz targets | everything |
-//! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol, crypto |
+//! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol, crypto, files |
 //!
 //! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone
 //! names all). The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file,
@@ -29,6 +30,7 @@ pub mod command;
 #[cfg(feature = "gateway")]
 pub mod config;
 pub mod crypto;
+pub mod files;
 #[cfg(all(feature = "gateway", feature = "hub", any(test, fuzzing)))]
 pub mod fuzzing;
 #[cfg(feature = "gateway")]

@@ -55,11 +55,16 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Who asks: an address and, if it gave one, a token.
-#[derive(Debug)]
+/// Who asks: an address and, if it gave one, a token, which its `Debug` does not show.
 pub(super) struct Caller {
     address: IpAddr,
     token: Option<String>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Caller {

@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     credential::{ClientCertificate, is_gateway_id, same_digest, token_digest},
-    engine::EngineError,
+    engine::{EngineError, Reader, Voucher},
     jwt::{self, Claims, Fault, PublicKey, Unverified},
     refusal::Refusal,
     server::{Hub, Peer, blocking, now},
@@ -131,17 +131,13 @@ pub(super) async fn still_stands(
             let key = key.clone();
             blocking(move || Ok(reader.keys_of_gateway(&gateway)?.contains(&key))).await
         }
-        Proof::Issuer => blocking(move || reader.is_admitted(&gateway)).await,
+        Proof::Issuer => blocking(move || reader.is_admitted(&gateway, Voucher::Outside)).await,
         Proof::Certificate => {
             let Some(shown) = peer.shown.clone() else { return Ok(false) };
-            if !hub.still_trusts(&shown.chain) {
-                return Ok(false);
-            }
-            blocking(move || {
-                Ok(reader.is_admitted(&gateway)?
-                    && !reader.is_revoked_certificate(&shown.certificate.serial)?)
-            })
-            .await
+            let Some(voucher) = hub.voucher(&shown.chain) else { return Ok(false) };
+            let serial = shown.certificate.serial.clone();
+            let admitted = blocking(move || admitted(&reader, &gateway, &serial, voucher));
+            Ok(admitted.await?.is_ok())
         }
     }
 }
@@ -175,8 +171,8 @@ async fn of_jwt(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
     let Claims { expires_s, key, .. } = claims.map_err(|fault| of(fault.to_string()))?;
     let proof = if issuer.is_some() {
         let (reader, gateway) = (hub.reader.clone(), subject.clone());
-        if !blocking(move || reader.is_admitted(&gateway)).await? {
-            return Err(of("the issuer's token names no gateway that is let in".into()));
+        if !blocking(move || reader.is_admitted(&gateway, Voucher::Outside)).await? {
+            return Err(of("the issuer's token names no gateway that is let in by name".into()));
         }
         Proof::Issuer
     } else {
@@ -189,29 +185,44 @@ async fn of_jwt(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
     Ok(Identity { gateway: subject.into(), expiry: Some(expiry), proof })
 }
 
-/// The first name of the certificate that is a gateway which is let in.
 async fn of_certificate(hub: &Arc<Hub>, peer: &Peer) -> Result<Identity, Denied> {
     let none = || Denied::Refused("it showed neither a token nor a client certificate".into());
     let shown = peer.shown.clone().ok_or_else(none)?;
-    let ends_ms = shown.certificate.not_after_ms;
-    // A resumed TLS session was verified when it began.
-    if ends_ms <= now().unix_ms {
+    let ClientCertificate { gateway, serial, not_after_ms } = shown.certificate.clone();
+    if not_after_ms <= now().unix_ms {
         return Err(Denied::Refused("the client certificate has expired".into()));
     }
-    let reader = hub.reader.clone();
-    let found = blocking(move || {
-        let ClientCertificate { names, serial, .. } = &shown.certificate;
-        if reader.is_revoked_certificate(serial)? {
-            return Ok(Err(format!("the client certificate of {names:?} is revoked")));
-        }
-        for name in names {
-            if reader.is_admitted(name)? {
-                return Ok(Ok(name.clone()));
-            }
-        }
-        Ok(Err(format!("the client certificate names no gateway that is let in: {names:?}")))
-    });
-    let gateway = found.await?.map_err(Denied::Refused)?;
-    let expiry = Some(Expiry { ends_ms, told_ms: None });
+    // TLS verified it when the connection began, or the session that it resumed: since then a list
+    // may have named it, and its CA may be gone.
+    let voucher = hub.voucher(&shown.chain).ok_or_else(|| {
+        Denied::Refused("the client certificate is revoked, or its CA is no longer trusted".into())
+    })?;
+    let gateway = gateway.ok_or_else(|| {
+        Denied::Refused(
+            "the client certificate names no gateway: its one common name, a DNS name or a URI is \
+             to be the id"
+                .into(),
+        )
+    })?;
+    let (reader, named) = (hub.reader.clone(), gateway.clone());
+    let admitted = blocking(move || admitted(&reader, &named, &serial, voucher)).await?;
+    admitted.map_err(|fault| Denied::Refused(format!("{fault}: {gateway}")))?;
+    let expiry = Some(Expiry { ends_ms: not_after_ms, told_ms: None });
     Ok(Identity { gateway: gateway.into(), expiry, proof: Proof::Certificate })
+}
+
+/// Whether the registry lets this certificate of the gateway in, or why not.
+fn admitted(
+    reader: &Reader,
+    gateway: &str,
+    serial: &[u8],
+    voucher: Voucher,
+) -> Result<Result<(), &'static str>, EngineError> {
+    if voucher == Voucher::OwnCa && reader.is_revoked_certificate(serial)? {
+        return Ok(Err("the client certificate is revoked"));
+    }
+    Ok(match reader.is_admitted(gateway, voucher)? {
+        true => Ok(()),
+        false => Err("the client certificate names no gateway that is let in by such a one"),
+    })
 }

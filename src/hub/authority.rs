@@ -8,7 +8,7 @@ mod request;
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,14 +21,15 @@ use rcgen::{
 use ring::digest;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo as ReadKey, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::{
     credential::{self, NoRandomness},
     engine::{Certificate, Registry},
-    files,
     jwt::PublicKey,
 };
+use crate::files;
 
 pub use request::{BadRequest, read_request};
 
@@ -82,6 +83,26 @@ impl Authority {
         dir.join(REVOKED)
     }
 
+    /// Refuses to make or change anything in `dir` as somebody else than the owner of the hub's
+    /// state around it: the hub could not read its own authority any more, and not start.
+    ///
+    /// # Errors
+    /// Whose it is, and how to run this.
+    pub fn check_owner(dir: &Path) -> Result<(), AuthorityError> {
+        let state = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+        files::refuse_foreign(state.unwrap_or(Path::new(".")))
+            .map_err(|error| AuthorityError(error.to_string()))?;
+        let Ok(owner) = fs::metadata(dir).map(|metadata| metadata.uid()) else { return Ok(()) };
+        match files::effective_uid() {
+            Some(us) if us != owner => Err(AuthorityError(format!(
+                "{0}: it belongs to user {owner}, and what is around it to user {us}; \
+                 chown -R {us} {0}",
+                dir.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes an authority in `dir`, which is made too.
     ///
     /// # Errors
@@ -98,7 +119,7 @@ impl Authority {
             })
         };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|error| fault(dir, error))?;
+        made.and_then(|()| files::sync_directory_of(dir)).map_err(|error| fault(dir, error))?;
         let key = KeyPair::generate().map_err(refused)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = named(name);
@@ -109,8 +130,8 @@ impl Authority {
         params.not_after = at(now_s + LIFETIME_S);
         let certificate = params.self_signed(&key).map_err(refused)?;
         // The key comes first: whoever finds a certificate finds an authority that can sign.
-        for (name, mode, content) in
-            [(KEY, 0o600, key.serialize_pem()), (CERTIFICATE, 0o644, certificate.pem())]
+        let key = Zeroizing::new(key.serialize_pem());
+        for (name, mode, content) in [(KEY, 0o600, &*key), (CERTIFICATE, 0o644, &certificate.pem())]
         {
             let file = dir.join(name);
             files::create(&file, mode, content.as_bytes()).map_err(|error| fault(&file, error))?;
@@ -132,8 +153,9 @@ impl Authority {
             io::ErrorKind::NotFound => fault(&"there is no authority; make it with ca init"),
             _ => fault(&error),
         })?;
-        let key = files::secret(&dir.join(KEY)).map_err(AuthorityError)?;
-        let key = String::from_utf8(key).ok().and_then(|key| KeyPair::from_pem(&key).ok());
+        let key = files::secret(&dir.join(KEY));
+        let key = key.map_err(|error| AuthorityError(error.to_string()))?;
+        let key = std::str::from_utf8(&key).ok().and_then(|key| KeyPair::from_pem(key).ok());
         let key = key.ok_or_else(|| {
             let key = dir.join(KEY);
             AuthorityError(format!("{}: holds no private key of an authority", key.display()))
@@ -166,6 +188,13 @@ impl Authority {
         credential::base32(&sha256.as_ref()[..FINGERPRINT_BYTES])
     }
 
+    /// Whether it signed this certificate.
+    pub fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
+        let Ok((_, key)) = ReadKey::from_der(&self.spki) else { return false };
+        X509Certificate::from_der(certificate)
+            .is_ok_and(|(_, read)| read.verify_signature(Some(&key)).is_ok())
+    }
+
     /// Signs a client certificate: the common name is the gateway's id.
     ///
     /// # Errors
@@ -193,14 +222,14 @@ impl Authority {
         hosts: &[String],
         now_s: u64,
         days: u16,
-    ) -> Result<(Signed, String), AuthorityError> {
+    ) -> Result<(Signed, Zeroizing<String>), AuthorityError> {
         let mut params = CertificateParams::new(hosts).map_err(|error| {
             AuthorityError(format!("{hosts:?}: {error}; name hosts or addresses"))
         })?;
         params.distinguished_name = named(hosts.first().map_or("hub", String::as_str));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().map_err(refused)?;
-        Ok((self.sign(params, &key, now_s, days)?, key.serialize_pem()))
+        Ok((self.sign(params, &key, now_s, days)?, Zeroizing::new(key.serialize_pem())))
     }
 
     fn sign(

@@ -80,8 +80,11 @@ pub fn bearer_subprotocol(offered: &str) -> Option<String> {
 /// What a client certificate says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The names that can be a gateway's: the common name, then the DNS names and URIs.
-    pub names: Vec<String>,
+    /// Whose it is: the first of the common name, the DNS names and the URIs that can be a
+    /// gateway's. Never another one, whoever is let in: what a certificate of several names gets
+    /// its holder does not change with what is revoked. `None`: nobody's, or of more than one
+    /// common name.
+    pub gateway: Option<String>,
     /// Its serial number, as it stands there.
     pub serial: Vec<u8>,
     /// When it ends, Unix milliseconds.
@@ -91,21 +94,25 @@ pub struct ClientCertificate {
 /// Reads a certificate whose chain was verified by TLS; `None`: it can't be read.
 pub fn read_certificate(der: &[u8]) -> Option<ClientCertificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let common_names = certificate.subject().iter_common_name();
-    let mut names: Vec<String> =
-        common_names.filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
-    if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
-        for name in &alternatives.value.general_names {
-            match name {
-                GeneralName::DNSName(name) | GeneralName::URI(name) => names.push((*name).into()),
-                _ => {}
-            }
-        }
-    }
-    names.retain(|name| is_gateway_id(name));
+    let mut common_names = certificate.subject().iter_common_name();
+    let common_name = common_names.next().and_then(|name| name.as_str().ok());
+    let is_ambiguous = common_names.next().is_some();
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let alternatives = alternatives.map_or(&[][..], |found| &found.value.general_names);
+    let dns_names = alternatives.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    });
+    let uris = alternatives.iter().filter_map(|name| match name {
+        GeneralName::URI(name) => Some(*name),
+        _ => None,
+    });
+    let mut names = common_name.into_iter().chain(dns_names).chain(uris);
+    let gateway = names.find(|name| is_gateway_id(name)).filter(|_| !is_ambiguous);
+    let gateway = gateway.map(str::to_owned);
     let not_after_s = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     let serial = certificate.raw_serial().to_vec();
-    Some(ClientCertificate { names, serial, not_after_ms: not_after_s.saturating_mul(1000) })
+    Some(ClientCertificate { gateway, serial, not_after_ms: not_after_s.saturating_mul(1000) })
 }
 
 /// Crockford's base32: no I, L, O and U, so that nobody reads a 1 or 0 for them, or a word.
@@ -192,13 +199,29 @@ mod tests {
 
     #[test]
     fn a_certificate_names_its_holder() {
+        use rcgen::{DistinguishedName, DnType, SanType};
         let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["gw-2.example".to_owned()]).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "gw-1");
-        let certificate = params.self_signed(&key).unwrap();
-        let read = read_certificate(certificate.der()).unwrap();
-        assert_eq!(read.names, ["gw-1", "gw-2.example"]);
+        let of = |common_names: &[&str], alternatives: &[SanType]| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            // The same attribute, which rcgen has only one of by its name.
+            let again = DnType::CustomDnType(vec![2, 5, 4, 3]);
+            for (kind, name) in [DnType::CommonName, again].into_iter().zip(common_names) {
+                params.distinguished_name.push(kind, *name);
+            }
+            params.subject_alt_names = alternatives.to_vec();
+            let certificate = params.self_signed(&key).unwrap();
+            read_certificate(certificate.der()).unwrap().gateway
+        };
+        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        let uri = |name: &str| SanType::URI(name.try_into().unwrap());
+        let is = |gateway: &str| Some(gateway.to_owned());
+        assert_eq!(of(&["gw-1"], &[dns("gw-2")]), is("gw-1"));
+        assert_eq!(of(&["Pump room, left"], &[uri("urn:dev:gw-3"), dns("gw-2")]), is("gw-2"));
+        assert_eq!(of(&[], &[uri("spiffe://site/gw-1"), uri("urn:dev:gw-3")]), is("urn:dev:gw-3"));
+        assert_eq!(of(&[], &[uri("spiffe://site/gw-1")]), None);
+        assert_eq!(of(&["gw-1", "gw-2"], &[]), None, "two common names");
+        assert_eq!(of(&["gw-1", "gw-2"], &[dns("gw-1")]), None, "two common names");
         assert_eq!(read_certificate(b"nonsense"), None);
     }
 

@@ -8,7 +8,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 
-use super::files;
+use crate::files;
 
 /// What to make.
 #[derive(Debug, Clone)]

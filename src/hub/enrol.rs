@@ -26,7 +26,7 @@ use super::{
     authority::{Authority, AuthorityError, Signed, read_request},
     config::Config,
     credential::{bearer, code_digest},
-    engine::{EngineError, Registry},
+    engine::{Certificate, EngineError, Enrolled, Registry},
     jwt::PublicKey,
     refusal::Refusal,
     server::{Hub, Peer, blocking, now},
@@ -87,7 +87,7 @@ pub(super) async fn enrol(
         // a stranger's attempt writes nothing.
         let key = read_request(&wish.csr);
         let digest = digest.as_deref().unwrap_or(&NO_DIGEST);
-        let is_known = reader.knows_code(digest, now_ms())?;
+        let is_known = reader.knows_code(digest, key.as_ref().ok(), now_ms())?;
         let key = match (key, is_known) {
             (Ok(key), true) => key,
             (Ok(_), false) => return Ok(Err("the code is unknown, used or expired".into())),
@@ -95,20 +95,28 @@ pub(super) async fn enrol(
             (Err(fault), false) => return Ok(Err(format!("{fault}; neither is the code good"))),
         };
         let mut registry = Registry::open(&config.store.path)?;
-        let enrolled = registry.enrol(digest, &key, now_ms(), |gateway| {
-            sign(&config, gateway, &key).map(|(signed, ca)| ((signed.pem, ca), signed.entry))
+        let enrolled = Authority::open(&config.ca.dir).map_err(unsigned).and_then(|authority| {
+            let sign = |gateway: &str| sign(&authority, gateway, &key, config.ca.days);
+            let enrolled = registry.enrol(digest, &key, now_ms(), sign)?;
+            Ok(enrolled.map(|enrolled| (enrolled, authority.pem().to_owned())))
         });
-        let enrolled = match enrolled {
+        let (enrolled, ca) = match enrolled {
             Ok(Some(enrolled)) => enrolled,
             Ok(None) => return Ok(Err("another board has just used the code".into())),
             Err(error) => return Ok(Err(error.to_string())),
         };
-        renew_revoked(&config, &registry);
-        Ok(Ok(enrolled))
+        if !enrolled.again {
+            renew_revoked(&config, &registry);
+        }
+        Ok(Ok((enrolled, ca)))
     });
     match enrolled.await? {
-        Ok((gateway, (certificate, ca))) => {
-            tracing::info!(%gateway, peer = %address, "enrolled; what it had before is revoked");
+        Ok((Enrolled { gateway, certificate, again }, ca)) => {
+            if again {
+                tracing::info!(%gateway, peer = %address, "it came again: the same answer to it");
+            } else {
+                tracing::info!(%gateway, peer = %address, "enrolled; what it had before is revoked");
+            }
             Ok(issued(&hub, &headers, gateway, certificate, ca))
         }
         Err(reason) => {
@@ -140,12 +148,18 @@ pub(super) async fn renew(
         tracing::warn!(%gateway, peer = %peer.address, %fault, "a renewal was refused");
         Refusal::bad_request(fault.to_string())
     })?;
+    // Whoever sends a body slowly had a credential when it began.
+    if !authenticate::still_stands(&hub, &peer, &identity).await? {
+        tracing::warn!(%gateway, peer = %peer.address, "a renewal was refused: revoked meanwhile");
+        return Err(Refusal::unauthorized());
+    }
     let (config, named) = (hub.config.clone(), gateway.clone());
     let renewed = blocking(move || {
         let mut registry = Registry::open(&config.store.path)?;
-        registry.renew(&named, &key, now_ms(), || {
-            sign(&config, &named, &key).map(|(signed, ca)| ((signed.pem, ca), signed.entry))
-        })
+        let authority = Authority::open(&config.ca.dir).map_err(unsigned)?;
+        let sign = || sign(&authority, &named, &key, config.ca.days);
+        let renewed = registry.renew(&named, &key, now_ms(), sign)?;
+        Ok(renewed.map(|certificate| (certificate, authority.pem().to_owned())))
     });
     let (certificate, ca) = renewed.await?.ok_or_else(Refusal::unauthorized)?;
     tracing::info!(%gateway, peer = %peer.address, "its certificate is renewed");
@@ -162,14 +176,20 @@ pub(super) fn renew_revoked(config: &Config, registry: &Registry) {
     }
 }
 
-fn sign(config: &Config, gateway: &str, key: &PublicKey) -> Result<(Signed, String), EngineError> {
-    let signed = || -> Result<_, AuthorityError> {
-        let authority = Authority::open(&config.ca.dir)?;
-        let now_s = now().unix_ms / 1000;
-        let signed = authority.sign_client(gateway, key, now_s, config.ca.days)?;
-        Ok((signed, authority.pem().to_owned()))
-    };
-    signed().map_err(|error| EngineError(error.to_string()))
+/// A certificate for the gateway, PEM, and what the registry keeps of it.
+fn sign(
+    authority: &Authority,
+    gateway: &str,
+    key: &PublicKey,
+    days: u16,
+) -> Result<(String, Certificate), EngineError> {
+    let signed = authority.sign_client(gateway, key, now().unix_ms / 1000, days);
+    let Signed { pem, entry } = signed.map_err(unsigned)?;
+    Ok((pem, entry))
+}
+
+fn unsigned(error: AuthorityError) -> EngineError {
+    EngineError(error.to_string())
 }
 
 fn issued(

@@ -11,7 +11,7 @@
 //! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `presence` knows all of them |
 //! | `api` | the HTTP API; `access` (tokens and scopes), `commands`, `view`, and `refusal`, how it says no |
 //! | [`watch`] | `/v1/live`, for applications and browsers; `live` has the queues |
-//! | [`config`], [`credential`], `files`, [`demo_ca`] | `hub.toml`; tokens and codes; files with secrets; throwaway certificates |
+//! | [`config`], [`credential`], [`demo_ca`] | `hub.toml`; tokens and codes; throwaway certificates |
 //! | `cli` | the command line |
 //!
 //! The hub must never acknowledge what its engine has not committed.
@@ -29,7 +29,6 @@ pub mod demo_ca;
 pub mod engine;
 mod enrol;
 mod fetch;
-mod files;
 mod issuer;
 pub mod jwt;
 mod live;

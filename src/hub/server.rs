@@ -28,7 +28,7 @@ use super::{
     authenticate::Shown,
     config::Config,
     credential::read_certificate,
-    engine::{Answer, EngineError, Reader, Request, Sqlite, Store},
+    engine::{Answer, EngineError, Reader, Request, Sqlite, Store, Voucher},
     issuer::IssuerKeys,
     live::Live,
     patience::Patient,
@@ -113,9 +113,9 @@ impl Hub {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether a client's chain still would be verified.
-    pub(super) fn still_trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.borrow().still_trusts(chain))
+    /// Who vouches for a client's chain, were it to come now; `None`: nobody.
+    pub(super) fn voucher(&self, chain: &[CertificateDer<'static>]) -> Option<Voucher> {
+        self.tls.as_ref()?.borrow().voucher(chain)
     }
 
     /// Turns `true` when the hub is to stop.

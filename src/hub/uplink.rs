@@ -42,6 +42,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// spread.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// How long after a credential could not be looked up it is looked up again.
+const RECHECK_PAUSE: Duration = Duration::from_millis(500);
+
 /// RFC 6455, section 7.4.1: what came is not UTF-8.
 const NOT_UTF8: u16 = 1007;
 
@@ -113,6 +116,7 @@ async fn serve(
         reply,
         orders: None,
         welcomed: false,
+        recheck: None,
         end: None,
     };
     driver.run(answers, signals).await;
@@ -142,6 +146,8 @@ struct Driver {
     /// From `hello` on.
     orders: Option<Orders>,
     welcomed: bool,
+    /// When the credential is to be looked up again, where it could not be.
+    recheck: Option<Instant>,
     end: Option<End>,
 }
 
@@ -210,12 +216,14 @@ impl Driver {
         let deadline = self.session.poll_timeout().map_or_else(Instant::now, Instant::from_std);
         let orders = self.orders.as_mut();
         let is_saturated = self.session.is_saturated();
+        let recheck = self.recheck;
         tokio::select! {
             Some(answer) = answers.recv() => Event::Answer(answer),
             message = self.socket.next(), if !is_saturated => Event::Socket(message),
             event = listen(orders) => event,
             Ok(()) = signals.store_up.changed() => Event::Store,
             Ok(()) = signals.changes.changed() => Event::Changes,
+            () = sleep_until(recheck.unwrap_or(deadline)), if recheck.is_some() => Event::Changes,
             () = stopped(&mut signals.stopping), if !self.session.is_draining() => Event::Stopping,
             () = sleep_until(deadline) => Event::Timeout,
         }
@@ -283,9 +291,14 @@ impl Driver {
         }
     }
 
-    /// A store that is down says nothing about the credential; it is asked again when it is up.
+    /// What can't be looked up says nothing about the credential: it is asked again until it does,
+    /// for no other change need come.
     async fn check_credential(&mut self) {
         let stands = authenticate::still_stands(&self.hub, &self.peer, &self.identity).await;
+        if let Err(error) = &stands {
+            tracing::debug!(gateway = %self.id.gateway, %error, "its credential can't be looked up");
+        }
+        self.recheck = stands.is_err().then(|| Instant::now() + RECHECK_PAUSE);
         if let Ok(false) = stands {
             self.session.handle_revoked();
         }

@@ -26,12 +26,9 @@ mod trust;
 mod users;
 mod verify;
 
-use std::path::{Path, PathBuf};
-
 pub use self::{
     certificate::{Certificate, fingerprint},
     clock::{CONFIRMED_TIME, Clock, RELEASED_MS, Word},
-    credential::effective_uid,
     csr::certificate_request,
     followed::FollowedTls,
     jwt::Jwt,
@@ -47,19 +44,4 @@ pub use self::{
 };
 
 /// Why a credential can't be used: the file, the fault and the remedy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {fault}; {remedy}", file.display())]
-pub struct IdentityError {
-    /// Which file.
-    pub file: PathBuf,
-    /// What is wrong with it.
-    pub fault: String,
-    /// What mends it.
-    pub remedy: String,
-}
-
-impl IdentityError {
-    fn new(file: &Path, fault: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), fault: fault.into(), remedy: remedy.into() }
-    }
-}
+pub use crate::files::{FileError as IdentityError, effective_uid};

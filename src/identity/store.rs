@@ -24,11 +24,8 @@ use std::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use zeroize::Zeroizing;
 
-use super::{
-    DeviceKey, IdentityError,
-    credential::{self, effective_uid},
-};
-use crate::config;
+use super::{DeviceKey, IdentityError, credential};
+use crate::{config, files::effective_uid};
 
 const PUBLIC_KEY_FILE: &str = "gateway.pub";
 const CERT_FILE: &str = "gateway.pem";

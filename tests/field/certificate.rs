@@ -10,7 +10,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, ServerConnection,
     client::WantsClientCert,
@@ -94,14 +97,39 @@ impl Authority {
     /// What trusts the authority in `server_ca`, and shows a certificate of this one that is
     /// `name`'s.
     pub fn client(&self, server_ca: &Path, name: &str) -> Arc<ClientConfig> {
-        let must = "a certificate from fixed parameters";
-        let mut params = CertificateParams::new([]).expect(must);
+        let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
+        self.client_with(server_ca, &params)
+    }
+
+    /// The same with a certificate that says this.
+    pub fn client_with(&self, server_ca: &Path, params: &CertificateParams) -> Arc<ClientConfig> {
+        let must = "a certificate from fixed parameters";
         let key = KeyPair::generate().expect(must);
         let chain = vec![params.signed_by(&key, &self.issuer).expect(must).der().clone()];
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect(must);
         let trusted = trusted(server_ca);
         Arc::new(trusted.with_client_auth_cert(chain, key).expect("a certificate and its key"))
+    }
+
+    /// A list of what it revoked, PEM, that a newer one is to replace in the year `next`.
+    pub fn list(&self, serials: &[u64], next: i32) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(next, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).and_then(|list| list.pem());
+        list.expect("a list from fixed parameters")
     }
 }
 

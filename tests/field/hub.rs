@@ -26,6 +26,8 @@ pub struct Hub {
     pub port: u16,
     pub api: Client,
     pub process: Option<Process>,
+    /// How much it logs.
+    pub log_level: &'static str,
     config: PathBuf,
     log: PathBuf,
     /// The process whose network namespace it runs in; the test's own if there is none.
@@ -107,7 +109,7 @@ impl Hub {
         let tls = tls.then(|| trusting(&field.path("ca.pem")));
         let api = Client { address: api, port, tls, token: token.into() };
         let log = field.path("hub.log");
-        Self { port, api, process: None, config, log, network: None }
+        Self { port, api, process: None, log_level: "info", config, log, network: None }
     }
 
     pub fn started(field: &Field) -> Self {
@@ -122,7 +124,8 @@ impl Hub {
             Some(holder) => Namespace::command_beside(holder, PROGRAM),
             None => binary(),
         };
-        command.args(["run", "--config"]).arg(&self.config).env_remove("NOTIFY_SOCKET");
+        command.args(["--log", self.log_level, "run", "--config"]).arg(&self.config);
+        command.env_remove("NOTIFY_SOCKET");
         let mut process = Process::start("fieldgate-hub", command, &self.log);
         eventually("GET /healthz of the hub answers 200", SOON, || {
             if let Some(status) = process.ended() {
@@ -145,11 +148,16 @@ impl Hub {
         run_to_success(command)
     }
 
-    /// A subcommand that must fail; what it complained of.
-    pub fn refuses(&self, arguments: &[&str]) -> String {
+    /// A subcommand beside the running hub: how it ended, and what it said on stdout and stderr.
+    pub fn says(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let mut command = binary();
         command.args(arguments).arg("--config").arg(&self.config);
-        let (code, stdout, stderr) = run(command, SOON);
+        run(command, SOON)
+    }
+
+    /// A subcommand that must fail; what it complained of.
+    pub fn refuses(&self, arguments: &[&str]) -> String {
+        let (code, stdout, stderr) = self.says(arguments);
         assert!(code.is_some_and(|code| code != 0), "{arguments:?}: {code:?}\n{stdout}");
         stderr
     }

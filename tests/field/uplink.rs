@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -60,7 +61,12 @@ impl Way {
                 config.with_client_auth_cert(certificates(chain), key).expect("a pair")
             }
         };
-        Self { port, from: IpAddr::from([127, 0, 0, 1]), tls: Arc::new(config) }
+        Self::with(port, Arc::new(config))
+    }
+
+    /// Comes with this trust and this certificate.
+    pub fn with(port: u16, tls: Arc<ClientConfig>) -> Self {
+        Self { port, from: IpAddr::from([127, 0, 0, 1]), tls }
     }
 
     /// The same from another address of this machine: who misbehaves there harms nobody else.
@@ -129,6 +135,13 @@ impl Way {
     /// An application's WebSocket; else the status that it was refused with.
     pub fn live(&self, token: &str) -> Result<Uplink, u16> {
         self.websocket("/v1/live", "fieldgate.live.v1", Some(token))
+    }
+
+    /// The same as a browser comes, which can set no header.
+    pub fn browser(&self, token: &str) -> Result<Uplink, u16> {
+        let coded = URL_SAFE_NO_PAD.encode(token);
+        let offered = format!("fieldgate.live.v1, base64url.bearer.fieldgate.{coded}");
+        self.websocket("/v1/live", &offered, None)
     }
 
     fn websocket(&self, path: &str, protocol: &str, token: Option<&str>) -> Result<Uplink, u16> {

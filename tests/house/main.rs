@@ -47,9 +47,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("link", SOUTH_AND_NORTH),
     ("config", &["command", "record", "topic", "protocol"]),
     ("crypto", &[]),
-    ("identity", &["command", "record", "topic", "protocol", "config", "crypto"]),
+    ("files", &[]),
+    ("identity", &["command", "record", "topic", "protocol", "config", "crypto", "files"]),
     ("ops", &["command", "record", "topic", "protocol", "config"]),
-    ("hub", &["command", "record", "topic", "protocol", "crypto"]),
+    ("hub", &["command", "record", "topic", "protocol", "crypto", "files"]),
 ];
 
 const NOUNS: &[&str] = &["command", "record", "topic"];

@@ -394,7 +394,7 @@ fn a_board_enrols_once_by_a_code_and_renews_what_it_got() {
     let line = |said: &str| said.lines().next().unwrap_or_default().to_owned();
     let broken = key.request().replace('A', "B");
     let attempts = [
-        (code.to_owned(), key.request(), "used or expired"),
+        (code.to_owned(), Signer::p256().request(), "used or expired"),
         (line(&expired), key.request(), "used or expired"),
         ("0000-0000-0000".into(), key.request(), "used or expired"),
         ("../../etc/passwd".into(), key.request(), "used or expired"),

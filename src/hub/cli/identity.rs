@@ -8,14 +8,16 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Subcommand;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use zeroize::Zeroizing;
 
 use super::manage::{check_gateway_id, now_ms, say};
+use crate::files;
 use crate::hub::{
     authority::{Authority, Signed, read_request},
     config::{Config, parse_time},
     credential::{code_digest, new_code},
     engine::Registry,
-    files,
     jwt::PublicKey,
     server::now,
 };
@@ -91,6 +93,7 @@ pub(super) fn enroll_code(config: &Config, wanted: &EnrollCodeArguments) -> anyh
     let EnrollCodeArguments { gateway, ttl, host } = wanted;
     check_gateway_id(gateway)?;
     ensure!(*ttl <= MAX_TTL, "--ttl: a code is good for at most 7d");
+    Authority::check_owner(&config.ca.dir)?;
     let authority = Authority::open(&config.ca.dir)?;
     let code = new_code()?;
     let digest = code_digest(&code).context("a fresh code has a digest")?;
@@ -99,11 +102,30 @@ pub(super) fn enroll_code(config: &Config, wanted: &EnrollCodeArguments) -> anyh
     Registry::open(&config.store.path)?.add_code(gateway, &digest, now_ms, expires_ms)?;
     say(&code)?;
     match host.as_deref().or(config.public_host.as_deref()) {
-        Some(host) => say(&short_form(host, &code, &authority.fingerprint())),
+        Some(host) => {
+            warn_of_other_authority(config, &authority);
+            say(&short_form(host, &code, &authority.fingerprint()))
+        }
         None => {
             eprintln!("set public_host, or give --host, for the short form with the fingerprint");
             Ok(())
         }
+    }
+}
+
+/// A board that pinned our authority believes no server of another one.
+fn warn_of_other_authority(config: &Config, authority: &Authority) {
+    // Whose certificate a proxy in front shows is not to be seen from here.
+    let Some(tls) = &config.tls else { return };
+    let ours = CertificateDer::from_pem_file(&tls.cert_file)
+        .is_ok_and(|certificate| authority.has_signed(&certificate));
+    if !ours {
+        eprintln!(
+            "warning: {} is not of the hub's own authority: no board gets in by the short form; \
+             make one that is: fieldgate-hub ca issue-server --host NAME, or enrol with the \
+             hub's address and --code",
+            tls.cert_file.display()
+        );
     }
 }
 
@@ -114,6 +136,7 @@ fn short_form(host: &str, code: &str, fingerprint: &str) -> String {
 
 pub(super) fn ca(config: &Config, command: &CaCommand) -> anyhow::Result<()> {
     let dir = &config.ca.dir;
+    Authority::check_owner(dir)?;
     let now_s = now().unix_ms / 1000;
     match command {
         CaCommand::Init { name } => {
@@ -168,10 +191,10 @@ fn sign(
     Ok(signed)
 }
 
-fn new_key() -> anyhow::Result<(String, PublicKey)> {
+fn new_key() -> anyhow::Result<(Zeroizing<String>, PublicKey)> {
     let pair = rcgen::KeyPair::generate().context("no key can be made")?;
     let key = PublicKey::from_pem(pair.public_key_pem().as_bytes())?;
-    Ok((pair.serialize_pem(), key))
+    Ok((Zeroizing::new(pair.serialize_pem()), key))
 }
 
 fn write(dir: &Path, name: &str, signed: &Signed, key: &str) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::{
     CommandCommand, DemoCaArguments, GatewayCommand, RecordsCommand, SendArguments, TokenCommand,
 };
+use crate::files;
 use crate::hub::{
     access::Scope,
     authority::Authority,
@@ -23,7 +24,6 @@ use crate::hub::{
         Admission, Answer, CommandRow, Engine as _, GatewayRow, NewToken, Query, Reader, Registry,
         Request, Sqlite,
     },
-    files,
     jwt::PublicKey,
     server::now,
     view::RecordView,
@@ -43,18 +43,19 @@ pub(super) fn gateway(config: &Config, command: &GatewayCommand) -> anyhow::Resu
             let mut registry = Registry::open(&config.store.path)?;
             if *certificate {
                 registry.add_gateway(id, Admission::Named, now_ms())?;
-                return say(&format!("{id} may come with a client certificate that names it"));
-            }
-            if let Some(file) = public_key {
+                say(&format!("{id} may come with a client certificate that names it"))?;
+            } else if let Some(file) = public_key {
                 let pem = std::fs::read(file).with_context(|| file.display().to_string())?;
                 let key = PublicKey::from_pem(&pem).with_context(|| file.display().to_string())?;
                 registry.add_gateway(id, Admission::Key(&key), now_ms())?;
-                return say(&format!("{id} may come with tokens that it signs with this key"));
+                say(&format!("{id} may come with tokens that it signs with this key"))?;
+            } else {
+                let token = new_token("fgg_")?;
+                let sha256 = token_digest(&token).context("a fresh token has a digest")?;
+                registry.add_gateway(id, Admission::Token(&sha256), now_ms())?;
+                hand_out(&token, token_file.as_deref())?;
             }
-            let token = new_token("fgg_")?;
-            let sha256 = token_digest(&token).context("a fresh token has a digest")?;
-            registry.add_gateway(id, Admission::Token(&sha256), now_ms())?;
-            hand_out(&token, token_file.as_deref())
+            renew_revoked(config, &registry)
         }
         GatewayCommand::List => {
             let gateways = open_reader(config)?.gateways(None)?;
@@ -65,13 +66,18 @@ pub(super) fn gateway(config: &Config, command: &GatewayCommand) -> anyhow::Resu
             let mut registry = Registry::open(&config.store.path)?;
             let known = registry.revoke_gateway(id, now_ms())?;
             ensure!(known, "{id}: no such gateway; see gateway list");
-            if Authority::certificate_file(&config.ca.dir).exists() {
-                let authority = Authority::open(&config.ca.dir)?;
-                authority.renew_revoked(&registry, now().unix_ms / 1000)?;
-            }
+            renew_revoked(config, &registry)?;
             say(&format!("{id} is shut out"))
         }
     }
+}
+
+/// What the registry just revoked goes into the authority's list, if there is one.
+fn renew_revoked(config: &Config, registry: &Registry) -> anyhow::Result<()> {
+    if Authority::certificate_file(&config.ca.dir).exists() {
+        Authority::open(&config.ca.dir)?.renew_revoked(registry, now().unix_ms / 1000)?;
+    }
+    Ok(())
 }
 
 pub(super) fn api_token(config: &Config, command: &TokenCommand) -> anyhow::Result<()> {

@@ -114,7 +114,7 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum GatewayCommand {
-    /// Lets a gateway in and prints its token, once; for a known one the token is replaced.
+    /// Lets a gateway in and prints its token, once; for a known one that replaces whatever it had.
     Add {
         /// The gateway's id.
         id: String,

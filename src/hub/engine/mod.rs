@@ -19,8 +19,8 @@ use crate::{
 };
 
 pub use sqlite::{
-    Admission, ApiToken, Certificate, CommandRow, Gap, GatewayRow, NewToken, Page, Query, Reader,
-    RecordRow, Registry, RevokedCertificate, Sqlite, StatusRow,
+    Admission, ApiToken, Certificate, CommandRow, Enrolled, Gap, GatewayRow, NewToken, Page, Query,
+    Reader, RecordRow, Registry, RevokedCertificate, Sqlite, StatusRow, Voucher,
 };
 pub use thread::{Reply, Store};
 

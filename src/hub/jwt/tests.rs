@@ -76,6 +76,16 @@ fn tokens_of_both_algorithms_are_taken() {
     }
 }
 
+/// What an unverified token shows of itself could be in a log.
+#[test]
+fn a_token_is_not_shown_by_debug() {
+    let signer = Signer::ed25519();
+    let token = signer.sign(&json!({"alg": "EdDSA"}), &claims());
+    let shown = format!("{:?}", Unverified::read(&token).unwrap());
+    assert!(token.split('.').all(|part| !shown.contains(part)), "{shown}");
+    assert!(!shown.contains("signature"), "{shown}");
+}
+
 #[test]
 fn a_signature_by_another_key_or_over_another_text_is_refused() {
     let (signer, other) = (Signer::ed25519(), Signer::ed25519());

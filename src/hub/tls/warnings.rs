@@ -50,9 +50,43 @@ impl Warnings {
     }
 }
 
+/// A list of what an outside CA revoked is out of date.
+#[derive(Debug, Default)]
+pub(super) struct StaleList {
+    said_of: Option<u64>,
+}
+
+impl StaleList {
+    /// Says once of each list that its CA was to bring a newer one by now.
+    pub(super) fn look(&mut self, now_s: u64, next_s: Option<u64>, file: &Path) {
+        if self.is_news(now_s, next_s) {
+            let file = file.display();
+            tracing::warn!(
+                %file,
+                "the list of revoked certificates is out of date: it goes on, and whoever was \
+                 revoked since gets in; fetch the CA's newest"
+            );
+        }
+    }
+
+    fn is_news(&mut self, now_s: u64, next_s: Option<u64>) -> bool {
+        let stale = next_s.filter(|next_s| *next_s <= now_s);
+        stale.is_some() && std::mem::replace(&mut self.said_of, stale) != stale
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_is_out_of_date_is_said_once() {
+        let mut stale = StaleList::default();
+        let mut said = |now_s, next_s| stale.is_news(now_s, next_s);
+        assert!(!said(99, Some(100)) && !said(99, None));
+        assert!(said(100, Some(100)) && !said(101, Some(100)));
+        assert!(!said(102, Some(200)) && said(200, Some(200)) && !said(201, Some(200)));
+    }
 
     #[test]
     fn each_threshold_is_said_once_and_a_new_certificate_begins_anew() {

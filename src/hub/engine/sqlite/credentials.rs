@@ -5,6 +5,15 @@ use rusqlite::{OptionalExtension as _, params};
 use super::reader::Reader;
 use crate::hub::{engine::EngineError, jwt::PublicKey};
 
+/// Who says who a gateway is that has neither a token of the hub's nor a key that the hub knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voucher {
+    /// The hub's own CA.
+    OwnCa,
+    /// An outside CA, or the issuer of tokens.
+    Outside,
+}
+
 impl Reader {
     /// The gateway whose token has this SHA-256, and the digest as stored.
     ///
@@ -38,14 +47,19 @@ impl Reader {
         })
     }
 
-    /// Whether this gateway is known and not shut out.
+    /// Whether this gateway is let in on the word of `voucher`: on any CA's where it was added by
+    /// name, on our own CA's while it has a certificate of that.
     ///
     /// # Errors
     /// The database can't be read.
-    pub fn is_admitted(&self, gateway: &str) -> Result<bool, EngineError> {
+    pub fn is_admitted(&self, gateway: &str, voucher: Voucher) -> Result<bool, EngineError> {
         self.ask(|db| {
-            db.prepare_cached("SELECT 1 FROM gateways WHERE id = ?1 AND revoked_ms IS NULL")?
-                .exists([gateway])
+            db.prepare_cached(
+                "SELECT 1 FROM gateways WHERE id = ?1 AND revoked_ms IS NULL AND (by_name OR ?2
+                 AND EXISTS (SELECT 1 FROM certificates
+                             WHERE gateway = no AND certificates.revoked_ms IS NULL))",
+            )?
+            .exists(params![gateway, voucher == Voucher::OwnCa])
         })
     }
 
@@ -65,16 +79,23 @@ impl Reader {
         Ok(keys.iter().filter_map(|spki| PublicKey::from_spki(spki)).collect())
     }
 
-    /// Whether a code with this SHA-256 enrols somebody now.
+    /// Whether a code with this SHA-256 is good now: not spent, or spent on this very key.
     ///
     /// # Errors
     /// The database can't be read.
-    pub fn knows_code(&self, sha256: &[u8], now_ms: i64) -> Result<bool, EngineError> {
+    pub fn knows_code(
+        &self,
+        sha256: &[u8],
+        key: Option<&PublicKey>,
+        now_ms: i64,
+    ) -> Result<bool, EngineError> {
+        let key = key.map(PublicKey::sha256);
         self.ask(|db| {
             db.prepare_cached(
-                "SELECT 1 FROM enrolment_codes WHERE sha256 = ?1 AND expires_ms > ?2",
+                "SELECT 1 FROM enrolment_codes WHERE sha256 = ?1 AND expires_ms > ?2
+                 AND (key_sha256 IS NULL OR key_sha256 = ?3)",
             )?
-            .exists(params![sha256, now_ms])
+            .exists(params![sha256, now_ms, key])
         })
     }
 

@@ -21,7 +21,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use super::{Answer, Engine, EngineError, Held, Request, SessionId, SqliteOptions};
 use crate::protocol::Hello;
 
-pub use enrolment::{Certificate, RevokedCertificate};
+pub use credentials::Voucher;
+pub use enrolment::{Certificate, Enrolled, RevokedCertificate};
 pub use reader::{CommandRow, Gap, GatewayRow, Page, Query, Reader, RecordRow, StatusRow};
 pub use registry::{Admission, ApiToken, NewToken, Registry};
 

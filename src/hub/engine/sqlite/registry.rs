@@ -21,7 +21,7 @@ pub enum Admission<'a> {
     Token(&'a [u8]),
     /// Tokens that it signs with this key.
     Key(&'a PublicKey),
-    /// A client certificate, or a token of the issuer, that names it.
+    /// A client certificate of an outside CA, or a token of the issuer, that names it.
     Named,
 }
 
@@ -58,8 +58,8 @@ impl Registry {
         Ok(Self { db: schema::open(path)? })
     }
 
-    /// Adds a gateway, or gives a known one another credential in the place of its token and keys,
-    /// and lets it in again.
+    /// Adds a gateway, or gives a known one another credential in the place of whatever it had, and
+    /// lets it in again.
     ///
     /// # Errors
     /// The database can't be written.
@@ -72,7 +72,9 @@ impl Registry {
         let step = self.begin()?;
         let no = admit(&step, id, now_ms)?;
         match admission {
-            Admission::Named => {}
+            Admission::Named => {
+                step.execute("UPDATE gateways SET by_name = 1 WHERE no = ?1", [no])?;
+            }
             Admission::Token(sha256) => {
                 let sql = "UPDATE gateways SET token_sha256 = ?2 WHERE no = ?1";
                 step.execute(sql, params![no, sha256])?;
@@ -89,19 +91,10 @@ impl Registry {
     pub fn revoke_gateway(&mut self, id: &str, now_ms: i64) -> Result<bool, EngineError> {
         let step = self.begin()?;
         let changed = step.execute(
-            "UPDATE gateways SET revoked_ms = ifnull(revoked_ms, ?2), token_sha256 = NULL
-             WHERE id = ?1",
+            "UPDATE gateways SET revoked_ms = ifnull(revoked_ms, ?2) WHERE id = ?1",
             params![id, now_ms],
         )?;
-        let of_gateway = "gateway = (SELECT no FROM gateways WHERE id = ?1)";
-        step.execute(&format!("DELETE FROM gateway_keys WHERE {of_gateway}"), [id])?;
-        step.execute(
-            &format!(
-                "UPDATE certificates SET revoked_ms = ifnull(revoked_ms, ?2) WHERE {of_gateway}"
-            ),
-            params![id, now_ms],
-        )?;
-        step.execute("DELETE FROM enrolment_codes WHERE gateway = ?1", [id])?;
+        end_credentials(&step, id, now_ms)?;
         step.commit()?;
         Ok(changed == 1)
     }
@@ -160,12 +153,28 @@ impl Registry {
 pub(super) fn admit(step: &Transaction<'_>, id: &str, now_ms: i64) -> rusqlite::Result<i64> {
     let no = step.query_row(
         "INSERT INTO gateways (id, created_ms) VALUES (?1, ?2)
-         ON CONFLICT (id) DO UPDATE SET token_sha256 = NULL, revoked_ms = NULL RETURNING no",
+         ON CONFLICT (id) DO UPDATE SET revoked_ms = NULL RETURNING no",
         params![id, now_ms],
         |row| row.get(0),
     )?;
-    step.execute("DELETE FROM gateway_keys WHERE gateway = ?1", [no])?;
+    end_credentials(step, id, now_ms)?;
     Ok(no)
+}
+
+/// Ends whatever a gateway could come with, a code that it was yet to enrol with included.
+fn end_credentials(step: &Transaction<'_>, id: &str, now_ms: i64) -> rusqlite::Result<()> {
+    step.execute("UPDATE gateways SET token_sha256 = NULL, by_name = 0 WHERE id = ?1", [id])?;
+    step.execute(
+        "DELETE FROM gateway_keys WHERE gateway = (SELECT no FROM gateways WHERE id = ?1)",
+        [id],
+    )?;
+    step.execute(
+        "UPDATE certificates SET revoked_ms = ?2 WHERE revoked_ms IS NULL
+         AND gateway = (SELECT no FROM gateways WHERE id = ?1)",
+        params![id, now_ms],
+    )?;
+    step.execute("DELETE FROM enrolment_codes WHERE gateway = ?1", [id])?;
+    Ok(())
 }
 
 pub(super) fn add_key(

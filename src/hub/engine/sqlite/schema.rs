@@ -6,23 +6,22 @@
 //!
 //! Epochs are the 64 bits of the wire, as SQLite's signed integers. Times are Unix milliseconds.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::super::EngineError;
+use crate::files;
 
 /// How many bits of a record's key are its id.
 pub(super) const ID_BITS: u32 = 40;
 
 /// `application_id`: "fgh1".
 const APPLICATION_ID: i32 = 0x6667_6831;
-const VERSION: i32 = 2;
+
+/// What each version added to the one before it.
+const VERSIONS: [&str; 3] = [TABLES, IDENTITIES, ADMISSIONS];
+const VERSION: i32 = VERSIONS.len() as i32;
 
 /// How long a connection waits for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,6 +79,17 @@ CREATE TABLE enrolment_codes (
     STRICT, WITHOUT ROWID;
 ";
 
+/// What version 3 added: whether a certificate of an outside CA, or the issuer, may name a gateway,
+/// and whose key a code was spent on, with what was answered. Who had neither token nor key could
+/// come by name alone.
+const ADMISSIONS: &str = "
+ALTER TABLE gateways ADD COLUMN by_name INTEGER NOT NULL DEFAULT 0;
+UPDATE gateways SET by_name = 1 WHERE token_sha256 IS NULL AND revoked_ms IS NULL
+    AND no NOT IN (SELECT gateway FROM gateway_keys);
+ALTER TABLE enrolment_codes ADD COLUMN key_sha256 BLOB;
+ALTER TABLE enrolment_codes ADD COLUMN certificate TEXT;
+";
+
 /// Opens the database for writing; makes it, readable by its owner alone, if it is not there.
 pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
     let fault = |what: &dyn std::fmt::Display| EngineError(format!("{}: {what}", path.display()));
@@ -105,17 +115,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, EngineError> {
     let application: i32 =
         step.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(sql)?;
     match (application, version) {
-        (0, 0) => {
-            step.execute_batch(TABLES).map_err(sql)?;
-            step.execute_batch(IDENTITIES).map_err(sql)?;
+        (APPLICATION_ID, VERSION) => {}
+        (0, 0) | (APPLICATION_ID, 1..VERSION) => {
+            for added in VERSIONS.iter().skip(version as usize) {
+                step.execute_batch(added).map_err(sql)?;
+            }
             step.pragma_update(None, "user_version", VERSION).map_err(sql)?;
             step.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
         }
-        (APPLICATION_ID, 1) => {
-            step.execute_batch(IDENTITIES).map_err(sql)?;
-            step.pragma_update(None, "user_version", VERSION).map_err(sql)?;
-        }
-        (APPLICATION_ID, VERSION) => {}
         (APPLICATION_ID, newer) => {
             return Err(fault(&format_args!(
                 "is of version {newer} and this program knows {VERSION}; install the newer program"
@@ -146,27 +153,10 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, EngineError> {
     opened.map_err(|error| EngineError(format!("{}: {error}", path.display())))
 }
 
-/// Files made by another user in the hub's directory would lock the hub out of its own database.
 fn refuse_foreign_directory(path: &Path) -> Result<(), EngineError> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let owner = fs::metadata(directory)
-        .map_err(|error| {
-            EngineError(format!(
-                "{}: {error}; create it, or name another state_dir",
-                directory.display()
-            ))
-        })?
-        .uid();
-    // The owner of our own entry in /proc is whom we run as; without /proc nothing is refused.
-    let Ok(ours) = fs::metadata("/proc/self").map(|meta| meta.uid()) else { return Ok(()) };
-    if owner == ours {
-        return Ok(());
-    }
-    Err(EngineError(format!(
-        "{} belongs to user {owner} and this runs as user {ours}; run it as its owner: \
-         sudo -u '#{owner}' …",
-        directory.display()
-    )))
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    files::refuse_foreign(directory.unwrap_or(Path::new(".")))
+        .map_err(|error| EngineError(format!("{error}, or name another state_dir")))
 }
 
 #[cfg(test)]
@@ -174,22 +164,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_database_of_version_1_is_brought_forward() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hub.db");
-        let old = Connection::open(&path).unwrap();
-        old.execute_batch(TABLES).unwrap();
-        old.pragma_update(None, "user_version", 1).unwrap();
-        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
-        old.execute("INSERT INTO gateways (id, created_ms) VALUES ('gw', 1)", []).unwrap();
-        drop(old);
-        for _ in 0..2 {
-            let db = open(&path).unwrap();
-            let count = |table| {
-                let sql = format!("SELECT count(*) FROM {table}");
-                db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
-            };
-            assert_eq!((count("gateways"), count("gateway_keys")), (1, 0));
+    fn a_database_of_an_older_version_is_brought_forward() {
+        for version in 1..VERSION {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("hub.db");
+            let old = Connection::open(&path).unwrap();
+            for added in &VERSIONS[..version as usize] {
+                old.execute_batch(added).unwrap();
+            }
+            old.pragma_update(None, "user_version", version).unwrap();
+            old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+            let add = "INSERT INTO gateways (id, token_sha256, created_ms) VALUES (?1, ?2, 1)";
+            old.execute(add, ("by-name", None::<&[u8]>)).unwrap();
+            old.execute(add, ("by-token", Some(&b"digest"[..]))).unwrap();
+            drop(old);
+            for _ in 0..2 {
+                let db = open(&path).unwrap();
+                let by_name = |id| {
+                    let sql = "SELECT by_name FROM gateways WHERE id = ?1";
+                    db.query_row(sql, [id], |row| row.get::<_, bool>(0)).unwrap()
+                };
+                assert!(by_name("by-name") && !by_name("by-token"), "from version {version}");
+            }
         }
     }
 }
