@@ -118,7 +118,11 @@ impl Gateway {
     /// The link ended.
     pub fn handle_ended(&mut self, now: Now, ended: &Ended) {
         let Some(uplink) = &mut self.uplink else { return };
-        let by_peer = matches!(ended, Ended::Closed { .. } | Ended::Cut(_));
+        let is_suspicious = match ended {
+            Ended::Closed { code, .. } => !close::is_of_session(*code),
+            Ended::Cut(_) => true,
+            Ended::Dial(_) | Ended::Http { .. } | Ended::Lost(_) => false,
+        };
         let was_live = uplink.session().is_some();
         if let Phase::Closing { then, .. } = uplink.phase {
             uplink.after_close(now, then);
@@ -129,7 +133,7 @@ impl Gateway {
         }
         if matches!(ended, Ended::Closed { code: close::TOO_BIG, .. }) {
             self.handle_too_big();
-        } else if was_live && by_peer {
+        } else if was_live && is_suspicious {
             let lanes = self.lanes.iter_mut();
             lanes.for_each(|lane| lane.handle_session_ended_by_peer(now.instant));
         }

@@ -160,7 +160,10 @@ struct Suspect {
     strikes: u32,
     /// How many records a batch that begins at `first` may have; 0 when a single one is suspect.
     limit: Option<u64>,
+    /// Where the batch begins; its good half moves this on. Once there is a limit: the culprit comes
+    /// before `end`.
     /// The single record ended a session that had lived well without it, or the peer said so; the
+    end: u64,
     /// reason of its skip.
     guilt: Option<&'static str>,
 }

@@ -60,8 +60,22 @@ impl Lane {
         self.suspect.strikes += 1;
         if self.suspect.strikes >= STRIKES {
             self.suspect.strikes = 0;
-            self.suspect.limit =
-                Some(self.suspect.limit.map_or(batch.records / 2, |limit| limit / 2));
+            self.suspect.end = batch.end;
+            let limit = self.suspect.limit.unwrap_or(u64::MAX).min(batch.records);
+            self.suspect.limit = Some(limit / 2);
+        }
+    }
+
+    /// Everything up to `acked` is good: the culprit is in the rest of the suspect batch.
+    fn acquit(&mut self, epoch: Epoch, acked: u64) {
+        let suspect = &mut self.suspect;
+        if suspect.epoch != Some(epoch) || acked < suspect.first {
+            return;
+        }
+        if suspect.limit.is_some() && suspect.guilt.is_none() && acked + 1 < suspect.end {
+            (suspect.first, suspect.strikes) = (acked + 1, 0);
+        } else {
+            *suspect = Suspect::default();
         }
     }
 
@@ -149,6 +163,12 @@ impl Lane {
             if self.quiet_until.is_some() {
                 return None;
             }
+        }
+        // Nothing goes behind a suspect batch, so that what ends the session is in it.
+        let is_searching = suspect.limit.is_some() && suspect.guilt.is_none();
+        let is_behind = suspect.epoch == Some(epoch) && suspect.first < seq;
+        if is_searching && is_behind && !in_batch && !self.flight.is_empty() {
+            return None;
         }
         if seq >= self.on_disk_end(place) {
             let waiting = self.memory.range((seq - self.memory_first) as usize..);
@@ -267,8 +287,13 @@ impl Lane {
     pub(in crate::gateway) fn handle_too_big(&mut self) {
         let Some(Batch { epoch, first, .. }) = self.flight.front() else { return };
         let (epoch, first) = (Some(*epoch), *first);
-        self.suspect =
-            Suspect { epoch, first, limit: Some(0), guilt: Some("too_large"), strikes: 0 };
+        self.suspect = Suspect {
+            epoch,
+            first,
+            limit: Some(0),
+            guilt: Some("too_large"),
+            ..Suspect::default()
+        };
     }
 
     /// Whether something is under way, or could be sent.
@@ -310,9 +335,7 @@ impl Lane {
         if self.flight.front().is_some_and(|batch| batch.epoch != epoch) {
             self.drop_flight(is_landed);
         }
-        if self.suspect.epoch == Some(epoch) && self.suspect.first <= acked {
-            self.suspect = Suspect::default();
-        }
+        self.acquit(epoch, acked);
     }
 
     fn drop_flight(&mut self, done: impl Fn(&Batch) -> bool) {
