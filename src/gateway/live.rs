@@ -170,12 +170,16 @@ impl Session {
     }
 
     /// The payload of the next Ping, which is a barrier behind `positions` in plain mode.
-    pub(super) fn ping(&mut self, now: Instant, positions: Vec<Position>) -> Vec<u8> {
+    pub(super) fn ping(
+        &mut self,
+        now: Instant,
+        positions: impl FnOnce() -> Vec<Position>,
+    ) -> Vec<u8> {
         let counter = self.next_ping;
         self.next_ping += 1;
         self.unbarred = 0;
         if !self.managed {
-            self.barriers.push_back((counter, positions));
+            self.barriers.push_back((counter, positions()));
         }
         self.ping_sent.get_or_insert(now);
         counter.to_string().into_bytes()

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{
     DiskRequest, Ended, Gateway, Now, Output, Transmit,
     lane::{Landed, Lane},
-    uplink::{Phase, Then, Uplink},
+    live::Session,
+    uplink::{NEVER_TOO_BIG, Phase, Then, Uplink},
 };
 use crate::{
     command::Command,
@@ -199,6 +200,15 @@ impl Gateway {
         }
     }
 
+        let frame_bytes = welcome.limits.frame_bytes;
+        // To take it at its word would be to leave out every record for good.
+        if (frame_bytes as u64) < NEVER_TOO_BIG {
+            let why = format!(
+                "limits.frame_bytes of the hub is {frame_bytes}, which holds no record; \
+                 set it there to {NEVER_TOO_BIG} at least"
+            );
+            return self.close(now, close::PROTOCOL_ERROR, Then::Slow, why);
+        }
     fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
         let Some(uplink) = &mut self.uplink else { return };
         if !uplink.hubs.is_proven_managed() {

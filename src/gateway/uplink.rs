@@ -29,7 +29,7 @@ const SLOW_HELLO: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// No server can find a message of so few bytes too big.
-const NEVER_TOO_BIG: u64 = 1024;
+pub(super) const NEVER_TOO_BIG: u64 = 1024;
 
 /// How the uplink is to behave.
 #[derive(Debug, Clone)]
