@@ -113,7 +113,6 @@ impl Gateway {
         if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
             session.handle_progress(now.instant);
         }
-        self.standstill.handle_moved(now.instant);
     }
 
     /// The link ended.
@@ -165,7 +164,7 @@ impl Gateway {
     /// When the session's token ends, by the hub's clock.
     fn handle_token_expires(&mut self, now: Now, expires_ms: u64) {
         let hub_ms = match self.hub_clock {
-            Some((at, ms)) => ms + (now.instant - at).as_millis() as u64,
+            Some((at, ms)) => ms.saturating_add((now.instant - at).as_millis() as u64),
             None if now.wall.synced => now.wall.unix_ms,
             None => return,
         };
@@ -200,6 +199,7 @@ impl Gateway {
         }
     }
 
+    fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
         let frame_bytes = welcome.limits.frame_bytes;
         // To take it at its word would be to leave out every record for good.
         if (frame_bytes as u64) < NEVER_TOO_BIG {
@@ -209,7 +209,6 @@ impl Gateway {
             );
             return self.close(now, close::PROTOCOL_ERROR, Then::Slow, why);
         }
-    fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
         let Some(uplink) = &mut self.uplink else { return };
         if !uplink.hubs.is_proven_managed() {
             self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
@@ -270,7 +269,7 @@ impl Gateway {
                 self.commands.handle_command(now, command);
             }
             HubMessage::Cancel { id } => self.commands.handle_cancel(now, &id),
-            HubMessage::Error(error) => self.handle_error(error),
+            HubMessage::Error(error) => self.handle_error(now, error),
             HubMessage::Drain(drain) => {
                 if let Some(uplink) = &mut self.uplink {
                     uplink.handle_drain(drain);
@@ -279,7 +278,11 @@ impl Gateway {
             HubMessage::AuthOk { token_expires: Some(expires) } => {
                 self.handle_token_expires(now, expires);
             }
-            HubMessage::AuthOk { token_expires: None } | HubMessage::Welcome(_) => {}
+            HubMessage::AuthOk { token_expires: None } => {
+                let session = self.uplink.as_mut().and_then(Uplink::session_mut);
+                session.into_iter().for_each(Session::handle_endless_token);
+            }
+            HubMessage::Welcome(_) => {}
         }
     }
 
@@ -288,7 +291,7 @@ impl Gateway {
         session.is_some_and(|session| session.managed)
     }
 
-    fn handle_error(&mut self, error: ErrorMessage) {
+    fn handle_error(&mut self, now: Now, error: ErrorMessage) {
         if let (Some(after_ms), Some(uplink)) = (error.retry_after_ms, &mut self.uplink) {
             uplink.handle_retry_after(Duration::from_millis(after_ms));
         }
@@ -296,7 +299,7 @@ impl Gateway {
             ("gap", Some(stream), Some(epoch), Some(expected)) => {
                 tracing::info!(%stream, %epoch, expected, "the hub misses records; sending on from there");
                 if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.name == stream) {
-                    lane.handle_gap(epoch, expected);
+                    lane.handle_gap(now.instant, epoch, expected);
                 }
             }
             (code, ..) => tracing::warn!(code, message = error.message, "the hub reports an error"),
@@ -323,10 +326,14 @@ impl Gateway {
         let Some(lane) = lane else { return };
         let (mut safe, mut landed) = (Vec::new(), Landed::default());
         let trim = self.lanes[lane].handle_position(position, resume, &mut safe, &mut landed);
-        let session = self.uplink.as_mut().and_then(Uplink::session_mut);
-        if let (Some(session), Some(sent)) = (session, landed.sent) {
-            session.handle_acked(now.instant, sent, landed.wire_bytes);
-            self.standstill.handle_moved(now.instant);
+        if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
+            if landed.goes_on {
+                session.handle_acked(now.instant);
+                self.standstill.handle_moved(now.instant);
+            }
+            if let Some(sent) = landed.sent {
+                session.pace.handle_acked(now.instant, sent, landed.wire_bytes);
+            }
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         if let Some((epoch, acked)) = trim {

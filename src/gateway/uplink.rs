@@ -6,7 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Now, hubs::Hubs, live::Session, random::Random};
+use super::{
+    Now,
+    hubs::Hubs,
+    live::{Session, UnderWay},
+    random::Random,
+};
 use crate::planted::{Bug, planted};
 use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode, close};
 
@@ -174,14 +179,14 @@ impl Uplink {
         if let Phase::Live(session) = &mut self.phase { Some(session) } else { None }
     }
 
-    pub(super) fn deadline(&self, oldest_flight: Option<Instant>) -> Option<Instant> {
+    pub(super) fn deadline(&self, under_way: Option<UnderWay>) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting { until }
             | Phase::Closing { until, .. }
             | Phase::Dialing { until, .. } => Some(*until),
             Phase::Greeting { deadline, .. } => Some(*deadline),
             Phase::Live(session) => {
-                let deadline = session.deadline(&self.settings, oldest_flight);
+                let deadline = session.deadline(&self.settings, under_way);
                 Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
             }
             Phase::Stopped => None,

@@ -1,6 +1,6 @@
 //! A lane's records on their way to the hub, and the hub's word that it has them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Batch, Landed, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
@@ -15,6 +15,7 @@ impl Lane {
     pub(in crate::gateway) fn rewind(&mut self) {
         self.flight.clear();
         self.measure_flight();
+        self.waited = Duration::ZERO;
         self.ahead.clear();
         self.quiet_until = None;
         self.wants_epoch = false;
@@ -88,6 +89,8 @@ impl Lane {
         landed: &mut Landed,
     ) -> Option<(Epoch, u64)> {
         if let Some(window) = position.window {
+            let opens = self.window.records == 0 && window.records > 0;
+            landed.goes_on = opens && !planted(Bug::PauseCountsAsWaiting);
             self.window = window;
         }
         let place = self.epochs.iter().position(|state| state.epoch == position.epoch)?;
@@ -114,7 +117,9 @@ impl Lane {
             self.appending = self.appending.max(acked + 1).min(self.last().next);
             self.released = self.released.max(acked + 1);
         }
+        landed.goes_on = true;
         self.land(epoch, acked, landed);
+        self.waited = Duration::ZERO;
         if done {
             let next = acked + 1;
             self.epochs.remove(place);
@@ -125,7 +130,7 @@ impl Lane {
     }
 
     /// The hub misses something: on with `expected`.
-    pub(in crate::gateway) fn handle_gap(&mut self, epoch: Epoch, expected: u64) {
+    pub(in crate::gateway) fn handle_gap(&mut self, now: Instant, epoch: Epoch, expected: u64) {
         let Some(place) = self.epochs.iter().position(|state| state.epoch == epoch) else { return };
         let state = &mut self.epochs[place];
         if expected >= state.next {
@@ -134,6 +139,9 @@ impl Lane {
         state.owed = (expected <= state.acked).then_some(expected);
         state.send = expected.max(state.acked + 1);
         state.send += u64::from(planted(Bug::GapOneTooFar));
+        // A hub that answers all that it gets with a hole is to be found out all the same.
+        let oldest = self.flight.front().filter(|batch| batch.epoch == epoch);
+        self.waited += oldest.map_or(Duration::ZERO, |batch| now - batch.sent);
         self.drop_flight(|batch| batch.epoch == epoch);
         if self.ahead_epoch == epoch {
             self.ahead.clear();
@@ -156,6 +164,12 @@ impl Lane {
             return None;
         }
         let suspect = &self.suspect;
+        // Nothing goes behind a suspect batch, so that what ends the session is in it.
+        let is_searching = suspect.limit.is_some() && suspect.guilt.is_none();
+        let is_behind = suspect.epoch == Some(epoch) && suspect.first < seq;
+        if is_searching && is_behind && !in_batch && !self.flight.is_empty() {
+            return None;
+        }
         if (suspect.epoch, suspect.first, suspect.limit) == (Some(epoch), seq, Some(0)) {
             if let Some(reason) = suspect.guilt {
                 return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() });
@@ -163,12 +177,6 @@ impl Lane {
             if self.quiet_until.is_some() {
                 return None;
             }
-        }
-        // Nothing goes behind a suspect batch, so that what ends the session is in it.
-        let is_searching = suspect.limit.is_some() && suspect.guilt.is_none();
-        let is_behind = suspect.epoch == Some(epoch) && suspect.first < seq;
-        if is_searching && is_behind && !in_batch && !self.flight.is_empty() {
-            return None;
         }
         if seq >= self.on_disk_end(place) {
             let waiting = self.memory.range((seq - self.memory_first) as usize..);
@@ -309,6 +317,11 @@ impl Lane {
     /// stream.
     pub(in crate::gateway) fn oldest_flight(&self) -> Option<Instant> {
         if self.window.records == 0 { None } else { self.flight.front().map(|batch| batch.sent) }
+    }
+
+    /// Since when the oldest batch waits for its ack, this time and the times before.
+    pub(in crate::gateway) fn waits_since(&self) -> Option<Instant> {
+        self.oldest_flight().map(|sent| sent.checked_sub(self.waited).unwrap_or(sent))
     }
 
     /// The positions up to which this session has sent, for the pong barrier.
