@@ -33,6 +33,8 @@ pub enum Bug {
     PoisonNeverSkipped,
     /// A link that answers nothing counts as alive.
     DeadLinkNeverFound,
+    /// A window that opens leaves what was under way as late as it is.
+    PauseCountsAsWaiting,
     /// The wait between attempts does not grow.
     BackOffNeverGrows,
     /// What the hub said about coming back is not kept to.

@@ -1,6 +1,7 @@
 //! A live session: whether the peer is there, what it has read, and how much it is given.
 //!
-//! It must never take a slow link for a dead one: whatever leaves or comes is progress.
+//! It must never take a slow link for a dead one: whatever leaves or comes is progress. But a peer
+//! that only makes noise is given up, for of what it owes the acks alone count.
 
 use std::{
     collections::VecDeque,
@@ -10,8 +11,11 @@ use std::{
 use super::{pace::Pace, uplink::UplinkSettings};
 use crate::protocol::{HubLimits, Position};
 
-/// A peer that answers Pings and acknowledges nothing is given up after so many `ack_timeout`s.
+/// A peer that lives and acknowledges nothing is given up after so many `ack_timeout`s and the time
+/// that what is under way takes on a link of so many bytes a second, which is at most so long.
 const PATIENCE: u32 = 6;
+const SLOWEST_BYTES_PER_S: u64 = 1000;
+const LONGEST_CARRIAGE: Duration = Duration::from_secs(180);
 
 /// A fresh token is shown when so much of the old one's life is left, and not more often than this.
 const REFRESH_LEFT: u32 = 5;
@@ -27,9 +31,10 @@ pub(super) struct Session {
     pub(super) pace: Pace,
     /// One batch at a time until then: a message was too big, and it must be seen which.
     pub(super) alone_until: Option<Instant>,
-    /// When there was last any sign of progress, and when something last left or was acknowledged.
+    /// When there was last any sign of progress, and when the hub last acknowledged something, or
+    /// let a paused stream go on.
     progress: Instant,
-    moved: Instant,
+    acked: Instant,
     /// When the next Ping is due, unless something is heard before.
     ping_at: Instant,
     ping_sent: Option<Instant>,
@@ -44,10 +49,26 @@ pub(super) struct Session {
     token: Option<TokenLife>,
 }
 
+/// What waits for its ack.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UnderWay {
+    /// When the oldest of it was sent, and since when it does without an ack: earlier, where the hub
+    /// missed it and it was sent again.
+    pub(super) sent: Instant,
+    pub(super) since: Instant,
+    /// All of it, on the link.
+    pub(super) wire_bytes: u64,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct TokenLife {
     refresh_at: Instant,
     ends_at: Instant,
+}
+
+/// How long a live link may go without an ack before it is given up, at the most.
+pub(super) fn longest_patience(settings: &UplinkSettings) -> Duration {
+    settings.ack_timeout * PATIENCE + LONGEST_CARRIAGE
 }
 
 /// What a live session's clock asks for.
@@ -77,7 +98,7 @@ impl Session {
             pace: Pace::default(),
             alone_until: None,
             progress: now,
-            moved: now,
+            acked: now,
             ping_at: now + first_ping,
             ping_sent: None,
             next_ping: 1,
@@ -97,19 +118,22 @@ impl Session {
     /// Bytes left the socket.
     pub(super) fn handle_progress(&mut self, now: Instant) {
         self.progress = now;
-        self.moved = now;
     }
 
-    /// The hub has messages of so many bytes more, the oldest of which was sent at `sent`.
-    pub(super) fn handle_acked(&mut self, now: Instant, sent: Instant, bytes: u64) {
-        self.moved = now;
-        self.pace.handle_acked(now, sent, bytes);
+    /// The hub has more than before, or lets a paused stream go on.
+    pub(super) fn handle_acked(&mut self, now: Instant) {
+        self.acked = now;
     }
 
     /// The token of this session lives so long from now on.
     pub(super) fn handle_token_life(&mut self, now: Instant, left: Duration) {
         let refresh_at = now + (left - left / REFRESH_LEFT).max(REFRESH_EVERY);
         self.token = Some(TokenLife { refresh_at, ends_at: now + left });
+    }
+
+    /// The token of this session does not end.
+    pub(super) fn handle_endless_token(&mut self) {
+        self.token = None;
     }
 
     /// A fresh token is asked for; should it not do, there is another try in half of the time left.
@@ -128,30 +152,33 @@ impl Session {
     pub(super) fn deadline(
         &self,
         settings: &UplinkSettings,
-        oldest_flight: Option<Instant>,
+        under_way: Option<UnderWay>,
     ) -> Instant {
         let liveness = match self.ping_sent {
             Some(sent) => sent.max(self.progress) + settings.ping_timeout,
             None => self.ping_at,
         };
-        let ack = oldest_flight.map(|sent| self.ack_deadline(settings, sent));
+        let ack = under_way.map(|under_way| self.ack_deadline(settings, under_way));
         let token = self.token.map(|token| token.refresh_at);
         [ack, token].into_iter().flatten().fold(liveness, Instant::min)
     }
 
-    /// What was sent at `sent` must be acknowledged by then.
-    fn ack_deadline(&self, settings: &UplinkSettings, sent: Instant) -> Instant {
+    /// Something of what is under way must be acknowledged by then.
+    fn ack_deadline(&self, settings: &UplinkSettings, under_way: UnderWay) -> Instant {
+        let UnderWay { sent, since, wire_bytes } = under_way;
+        let carriage = Duration::from_millis(wire_bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_S);
+        let patience = settings.ack_timeout * PATIENCE + carriage.min(LONGEST_CARRIAGE);
         let silent = sent.max(self.progress) + settings.ack_timeout;
-        silent.min(sent.max(self.moved) + settings.ack_timeout * PATIENCE)
+        silent.min(since.max(self.acked) + patience)
     }
 
     pub(super) fn due(
         &self,
         now: Instant,
         settings: &UplinkSettings,
-        oldest_flight: Option<Instant>,
+        under_way: Option<UnderWay>,
     ) -> Option<Due> {
-        if oldest_flight.is_some_and(|sent| self.ack_deadline(settings, sent) <= now) {
+        if under_way.is_some_and(|under_way| self.ack_deadline(settings, under_way) <= now) {
             let is_silent = self.progress + settings.ack_timeout <= now;
             return Some(Due::Dead(if is_silent {
                 "no ack and no progress within ack_timeout"
@@ -170,12 +197,16 @@ impl Session {
     }
 
     /// The payload of the next Ping, which is a barrier behind `positions` in plain mode.
-    pub(super) fn ping(&mut self, now: Instant, positions: Vec<Position>) -> Vec<u8> {
+    pub(super) fn ping(
+        &mut self,
+        now: Instant,
+        positions: impl FnOnce() -> Vec<Position>,
+    ) -> Vec<u8> {
         let counter = self.next_ping;
         self.next_ping += 1;
         self.unbarred = 0;
         if !self.managed {
-            self.barriers.push_back((counter, positions));
+            self.barriers.push_back((counter, positions()));
         }
         self.ping_sent.get_or_insert(now);
         counter.to_string().into_bytes()

@@ -394,7 +394,7 @@ impl Gateway {
 
     /// Nothing is under way at the hub that it has yet to acknowledge.
     pub fn is_drained(&self) -> bool {
-        self.oldest_flight().is_none()
+        self.under_way().is_none()
     }
 
     /// Closes the link for good.

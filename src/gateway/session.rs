@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{
     DiskRequest, Ended, Gateway, Now, Output, Transmit,
     lane::{Landed, Lane},
-    uplink::{Phase, Then, Uplink},
+    live::Session,
+    uplink::{NEVER_TOO_BIG, Phase, Then, Uplink},
 };
 use crate::{
     command::Command,
@@ -114,13 +115,16 @@ impl Gateway {
         if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
             session.handle_progress(now.instant);
         }
-        self.standstill.handle_moved(now.instant);
     }
 
     /// The link ended.
     pub fn handle_ended(&mut self, now: Now, ended: &Ended) {
         let Some(uplink) = &mut self.uplink else { return };
-        let by_peer = matches!(ended, Ended::Closed { .. } | Ended::Cut(_));
+        let is_suspicious = match ended {
+            Ended::Closed { code, .. } => !close::is_of_session(*code),
+            Ended::Cut(_) => true,
+            Ended::Dial(_) | Ended::Http { .. } | Ended::Lost(_) => false,
+        };
         let was_live = uplink.session().is_some();
         let hub = uplink.hubs.current();
         if let Phase::Closing { then, .. } = uplink.phase {
@@ -132,7 +136,7 @@ impl Gateway {
         }
         if matches!(ended, Ended::Closed { code: close::TOO_BIG, .. }) {
             self.handle_too_big(now, hub);
-        } else if was_live && by_peer {
+        } else if was_live && is_suspicious {
             let lanes = self.lanes.iter_mut();
             lanes.for_each(|lane| lane.handle_session_ended_by_peer(now.instant));
         }
@@ -163,7 +167,7 @@ impl Gateway {
     /// When the session's token ends, by the hub's clock.
     fn handle_token_expires(&mut self, now: Now, expires_ms: u64) {
         let hub_ms = match self.hub_clock {
-            Some((at, ms)) => ms + (now.instant - at).as_millis() as u64,
+            Some((at, ms)) => ms.saturating_add((now.instant - at).as_millis() as u64),
             None if now.wall.synced => now.wall.unix_ms,
             None => return,
         };
@@ -219,6 +223,15 @@ impl Gateway {
     }
 
     fn handle_welcome(&mut self, now: Now, welcome: Welcome) {
+        let frame_bytes = welcome.limits.frame_bytes;
+        // To take it at its word would be to leave out every record for good.
+        if (frame_bytes as u64) < NEVER_TOO_BIG {
+            let why = format!(
+                "limits.frame_bytes of the hub is {frame_bytes}, which holds no record; \
+                 set it there to {NEVER_TOO_BIG} at least"
+            );
+            return self.close(now, close::PROTOCOL_ERROR, Then::Slow, why);
+        }
         let Some(uplink) = &mut self.uplink else { return };
         if !uplink.hubs.is_proven_managed() {
             self.outputs.push_back(Output::RememberManaged { hub: uplink.hubs.current() });
@@ -279,7 +292,7 @@ impl Gateway {
                 self.commands.handle_command(now, command);
             }
             HubMessage::Cancel { id } => self.commands.handle_cancel(now, &id),
-            HubMessage::Error(error) => self.handle_error(error),
+            HubMessage::Error(error) => self.handle_error(now, error),
             HubMessage::Drain(mut drain) => {
                 self.outputs.extend(drain.url.take().map(|url| Output::Named { url }));
                 if let Some(uplink) = &mut self.uplink {
@@ -289,7 +302,11 @@ impl Gateway {
             HubMessage::AuthOk { token_expires: Some(expires) } => {
                 self.handle_token_expires(now, expires);
             }
-            HubMessage::AuthOk { token_expires: None } | HubMessage::Welcome(_) => {}
+            HubMessage::AuthOk { token_expires: None } => {
+                let session = self.uplink.as_mut().and_then(Uplink::session_mut);
+                session.into_iter().for_each(Session::handle_endless_token);
+            }
+            HubMessage::Welcome(_) => {}
         }
     }
 
@@ -298,7 +315,7 @@ impl Gateway {
         session.is_some_and(|session| session.managed)
     }
 
-    fn handle_error(&mut self, error: ErrorMessage) {
+    fn handle_error(&mut self, now: Now, error: ErrorMessage) {
         if let (Some(after_ms), Some(uplink)) = (error.retry_after_ms, &mut self.uplink) {
             uplink.handle_retry_after(Duration::from_millis(after_ms));
         }
@@ -306,7 +323,7 @@ impl Gateway {
             ("gap", Some(stream), Some(epoch), Some(expected)) => {
                 tracing::info!(%stream, %epoch, expected, "the hub misses records; sending on from there");
                 if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.name == stream) {
-                    lane.handle_gap(epoch, expected);
+                    lane.handle_gap(now.instant, epoch, expected);
                 }
             }
             (code, ..) => tracing::warn!(code, message = error.message, "the hub reports an error"),
@@ -333,10 +350,14 @@ impl Gateway {
         let Some(lane) = lane else { return };
         let (mut safe, mut landed) = (Vec::new(), Landed::default());
         let trim = self.lanes[lane].handle_position(position, resume, &mut safe, &mut landed);
-        let session = self.uplink.as_mut().and_then(Uplink::session_mut);
-        if let (Some(session), Some(sent)) = (session, landed.sent) {
-            session.handle_acked(now.instant, sent, landed.wire_bytes);
-            self.standstill.handle_moved(now.instant);
+        if let Some(session) = self.uplink.as_mut().and_then(Uplink::session_mut) {
+            if landed.goes_on {
+                session.handle_acked(now.instant);
+                self.standstill.handle_moved(now.instant);
+            }
+            if let Some(sent) = landed.sent {
+                session.pace.handle_acked(now.instant, sent, landed.wire_bytes);
+            }
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         if let Some((epoch, acked)) = trim {

@@ -1,17 +1,18 @@
 //! Whether the gateway gets on, for the service manager's watchdog.
 //!
-//! It does while acks advance or bytes leave, while it is offline with a timer that leads to the
+//! It does while acks advance or a window opens, while it is offline with a timer that leads to the
 //! next attempt, or while there is nothing to send. Everything here has a deadline of its own that
 //! mends it; what is found here is the fault that nobody thought of, and the remedy a new process.
 
 use std::time::{Duration, Instant};
 
-use super::{Gateway, Now, lane::Lane};
+use super::{Gateway, Now, lane::Lane, live::longest_patience};
 
-/// So long something may stand still: several times any deadline that the core has for it.
+/// So long something may stand still, unless the core's own deadline for it is later.
 const STANDSTILL: Duration = Duration::from_secs(300);
 
-/// So long a deadline may have passed when the timers were last served.
+/// So long a deadline may have passed when the timers were last served, or a link be live beyond the
+/// end of all patience with it.
 const LATE: Duration = Duration::from_secs(60);
 
 /// What is remembered from one question to the next.
@@ -60,7 +61,9 @@ impl Gateway {
         if asked.is_some_and(|asked| now.saturating_duration_since(asked) > STANDSTILL) {
             return Some("the disk does not answer");
         }
-        let stands = now.saturating_duration_since(moved) > STANDSTILL;
+        let patience = self.uplink.as_ref().map(|uplink| longest_patience(&uplink.settings));
+        let limit = patience.map_or(STANDSTILL, |patience| STANDSTILL.max(patience + LATE));
+        let stands = now.saturating_duration_since(moved) > limit;
         stands.then_some("records wait, the link is up, and none is acknowledged")
     }
 }

@@ -10,7 +10,7 @@ use super::{
     Ended, FORGET_EVERY, Gateway, Now, Output,
     hubs::Home,
     lane::Lane,
-    live::Due,
+    live::{Due, UnderWay},
     uplink::{Phase, Then},
 };
 use crate::{
@@ -21,9 +21,9 @@ use crate::{
 impl Gateway {
     /// When [`Gateway::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let oldest_flight = self.oldest_flight();
+        let under_way = self.under_way();
         [
-            self.uplink.as_ref().and_then(|uplink| uplink.deadline(oldest_flight)),
+            self.uplink.as_ref().and_then(|uplink| uplink.deadline(under_way)),
             self.write_due()
                 .filter(|_| self.disk.appending.is_none() && self.disk.retry_at.is_none()),
             self.reports.next_due(),
@@ -56,7 +56,7 @@ impl Gateway {
     }
 
     fn handle_uplink_timeout(&mut self, now: Now) {
-        let oldest_flight = self.oldest_flight();
+        let under_way = self.under_way();
         self.begin_anew_when_due(now);
         let Some(uplink) = &mut self.uplink else { return };
         match &mut uplink.phase {
@@ -77,14 +77,14 @@ impl Gateway {
                 self.outputs.push_back(Output::Hangup);
                 self.forget_session();
             }
-            Phase::Live(session) => match session.due(now.instant, &uplink.settings, oldest_flight)
-            {
+            Phase::Live(session) => match session.due(now.instant, &uplink.settings, under_way) {
                 Some(Due::Ping) => self.ping(now),
                 Some(Due::Token) => {
                     session.handle_token_asked(now.instant);
                     self.outputs.push_back(Output::Token);
                 }
                 Some(Due::Dead(_)) if planted(Bug::DeadLinkNeverFound) => {
+                    session.handle_acked(now.instant);
                     self.handle_progress(now);
                     self.handle_frame(now);
                 }
@@ -129,7 +129,11 @@ impl Gateway {
         }
     }
 
-    pub(super) fn oldest_flight(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(Lane::oldest_flight).min()
+    /// What the hub has yet to acknowledge, of the streams that it does not pause.
+    pub(super) fn under_way(&self) -> Option<UnderWay> {
+        let sent = self.lanes.iter().filter_map(Lane::oldest_flight).min()?;
+        let since = self.lanes.iter().filter_map(Lane::waits_since).min()?;
+        let wire_bytes = self.lanes.iter().map(Lane::flight_wire_bytes).sum();
+        Some(UnderWay { sent, since, wire_bytes })
     }
 }

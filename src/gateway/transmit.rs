@@ -6,7 +6,7 @@
 use crate::{
     protocol::{
         BatchWriter, Clock, Epoch, GatewayLimits, GatewayMessage, Hello, HubLimits, Skip,
-        plain_record, plain_skip,
+        StreamName, plain_record, plain_skip,
     },
     record::Stored,
 };
@@ -18,6 +18,9 @@ use super::{
 
 /// Every so many batches the order of the lanes is turned round.
 const FAIR_TURN: u64 = 8;
+
+/// At most what a `data` message has beside its records.
+const HEAD_BYTES: usize = 128;
 
 /// Plain mode: so many frames go before a Ping is put behind them, at most.
 const BARRIER_FRAMES: usize = 256;
@@ -81,7 +84,8 @@ impl Gateway {
 
     /// A Ping; in plain mode its Pong confirms every frame before it.
     fn barrier(&mut self, now: Now) -> Transmit {
-        let positions = self.lanes.iter().flat_map(|lane| lane.sent_positions()).collect();
+        let lanes = &self.lanes;
+        let positions = || lanes.iter().flat_map(Lane::sent_positions).collect();
         let session = self.uplink.as_mut().and_then(|uplink| uplink.session_mut());
         let payload = session.map_or_else(Vec::new, |session| session.ping(now.instant, positions));
         Transmit::Ping(payload)
@@ -110,36 +114,36 @@ impl Gateway {
     ) -> Option<String> {
         let HubLimits { frame_bytes, batch_records, .. } = limits;
         let batch_bytes = batch_bytes.min(frame_bytes);
-        let max_records = self.lanes[index].batch_limit().min(batch_records as u64);
-        let byte_room = self.lanes[index].byte_room();
-        let is_idle = self.lanes[index].flight_shape().0 == 0;
+        let horizon = self.horizon(now, index);
+        let lane = &mut self.lanes[index];
+        let max_records = lane.batch_limit().min(batch_records as u64);
+        let byte_room = lane.byte_room();
+        let is_idle = lane.flight_shape().0 == 0;
         let mut batch: Option<(Epoch, BatchWriter)> = None;
         let mut payload_bytes = 0;
         let mut at = 0;
-        while let Some(next) = self.peek_sendable(now, index, at, frame_bytes) {
-            let (epoch, seq, bytes) = match (next, &batch) {
+        while let Some(next) = lane.peek(at > 0, horizon) {
+            let piece = Piece::read(&next, now, &lane.name, frame_bytes);
+            let (epoch, seq, record, wire_bytes) = match (piece, &batch) {
                 // The epoch that goes first is at its end.
-                (Next::Record { epoch, .. }, Some((begun, _))) if epoch != *begun => break,
-                (Next::Record { epoch, seq, bytes }, _) => (epoch, seq, bytes),
-                (Next::Skip { .. }, Some(_)) => break,
-                (Next::Skip { epoch, from, to, reason }, None) => {
-                    let stream = self.lanes[index].name.clone();
-                    tracing::warn!(%stream, from, to, reason, "records will not come; the hub is told");
-                    let skip = Skip { stream, epoch, from, to, reason };
-                    let text = GatewayMessage::Skip(skip).to_json();
-                    self.lanes[index].sent(now.instant, epoch, to, 0, (0, text.len() as u64));
-                    return Some(text);
+                (Piece::Record { epoch, .. }, Some((begun, _))) if epoch != *begun => break,
+                (Piece::Record { epoch, seq, record, wire_bytes }, _) => {
+                    (epoch, seq, record, wire_bytes)
+                }
+                (Piece::Skip(_), Some(_)) => break,
+                (Piece::Skip(skip), None) => {
+                    return Some(send_skip(lane, now, skip, |skip| {
+                        GatewayMessage::Skip(skip).to_json()
+                    }));
                 }
             };
-            let Ok(mut record) = Stored::read(&bytes) else { break };
-            record.ts = record.ts.rebased(now.boot);
             let payload = record.payload_bytes() as u64;
             let (_, writer) = batch.get_or_insert_with(|| {
-                let capacity = (bytes.len() * 2 + 256).max(1024);
-                (epoch, BatchWriter::new(&self.lanes[index].name, epoch, seq, capacity))
+                let capacity = (wire_bytes + HEAD_BYTES).max(1024);
+                (epoch, BatchWriter::new(&lane.name, epoch, seq, capacity))
             });
             let full = writer.records() >= max_records
-                || writer.len() + wire_bytes(&record, bytes.len()) > batch_bytes
+                || writer.len() + wire_bytes > batch_bytes
                 || payload_bytes + payload > byte_room;
             // With nothing under way one record may always go (PROTOCOL.md, section 4).
             let may_exceed = writer.is_empty() && (payload <= byte_room || is_idle);
@@ -149,37 +153,15 @@ impl Gateway {
             writer.push(&record);
             payload_bytes += payload;
             at = seq + 1;
-            self.lanes[index].advance(epoch, at);
+            lane.advance(epoch, at);
         }
         let (epoch, writer) = batch.filter(|(_, writer)| !writer.is_empty())?;
         let records = writer.records();
         let text = writer.finish();
-        self.counters.sent += records;
         let bytes = (payload_bytes, text.len() as u64);
-        self.lanes[index].sent(now.instant, epoch, at, records, bytes);
+        lane.sent(now.instant, epoch, at, records, bytes);
+        self.counters.sent += records;
         Some(text)
-    }
-
-    /// The next thing of a lane that can be sent; a record that no frame can carry is a skip.
-    fn peek_sendable(
-        &mut self,
-        now: Now,
-        index: usize,
-        batch_from: u64,
-        frame_bytes: usize,
-    ) -> Option<Next> {
-        let horizon = self.horizon(now, index);
-        let next = self.lanes[index].peek(batch_from > 0, horizon)?;
-        let Next::Record { epoch, seq, ref bytes } = next else { return Some(next) };
-        let skip =
-            |reason: &str| Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() };
-        match Stored::read(bytes) {
-            Err(_) => Some(skip("damaged")),
-            Ok(record) if wire_bytes(&record, bytes.len()) + 128 > frame_bytes => {
-                Some(skip("too_large"))
-            }
-            Ok(_) => Some(next),
-        }
     }
 
     /// Readings that were heard before this moment are not sent any more; events always are.
@@ -196,39 +178,72 @@ impl Gateway {
         let horizon = self.horizon(now, index);
         let lane = &mut self.lanes[index];
         let next = lane.peek(false, horizon)?;
-        let stream = lane.name.clone();
         let gateway = &self.settings.id;
-        let text = match next {
-            Next::Record { epoch, seq, bytes } => {
-                let record = Stored::read(&bytes);
-                let payload = record.as_ref().map_or(0, Stored::payload_bytes);
-                let text = match record {
-                    Ok(mut record) => {
-                        record.ts = record.ts.rebased(now.boot);
-                        plain_record(gateway, &stream, epoch, seq, &record)
-                    }
-                    Err(_) => {
-                        let (from, to, reason) = (seq, seq + 1, "damaged".into());
-                        plain_skip(gateway, &Skip { stream, epoch, from, to, reason })
-                    }
-                };
+        // What the server takes is not known: only its 1009 says that something is too large.
+        let text = match Piece::read(&next, now, &lane.name, usize::MAX) {
+            Piece::Record { epoch, seq, record, .. } => {
+                let text = plain_record(gateway, &lane.name, epoch, seq, &record);
+                let bytes = (record.payload_bytes() as u64, text.len() as u64);
                 lane.advance(epoch, seq + 1);
-                let bytes = (payload as u64, text.len() as u64);
                 lane.sent(now.instant, epoch, seq + 1, 1, bytes);
                 self.counters.sent += 1;
                 text
             }
-            Next::Skip { epoch, from, to, reason } => {
-                let text = plain_skip(gateway, &Skip { stream, epoch, from, to, reason });
-                lane.sent(now.instant, epoch, to, 0, (0, text.len() as u64));
-                text
-            }
+            Piece::Skip(skip) => send_skip(lane, now, skip, |skip| plain_skip(gateway, &skip)),
         };
         if let Some(session) = self.uplink.as_mut().and_then(|uplink| uplink.session_mut()) {
             session.unbarred += 1;
         }
         Some(text)
     }
+}
+
+/// What goes next of a lane, as it can be sent.
+enum Piece<'a> {
+    Record { epoch: Epoch, seq: u64, record: Stored<'a>, wire_bytes: usize },
+    Skip(Skip),
+}
+
+impl<'a> Piece<'a> {
+    /// A record that can't be read, or that no message of so many bytes can carry, is a skip.
+    fn read(next: &'a Next, now: Now, stream: &StreamName, frame_bytes: usize) -> Self {
+        let skip = |epoch, from, to, reason: &str| {
+            Self::Skip(Skip { stream: stream.clone(), epoch, from, to, reason: reason.into() })
+        };
+        let (epoch, seq, bytes) = match next {
+            Next::Record { epoch, seq, bytes } => (*epoch, *seq, bytes),
+            Next::Skip { epoch, from, to, reason } => return skip(*epoch, *from, *to, reason),
+        };
+        let Ok(mut record) = Stored::read(bytes) else {
+            return skip(epoch, seq, seq + 1, "damaged");
+        };
+        record.ts = record.ts.rebased(now.boot);
+        let wire_bytes = wire_bytes(&record, bytes.len());
+        // The estimate may be far too much: before a record is lost for it, it is looked at exactly.
+        if wire_bytes + HEAD_BYTES > frame_bytes {
+            let mut alone = BatchWriter::new(stream, epoch, seq, wire_bytes + HEAD_BYTES);
+            alone.push(&record);
+            if alone.len() > frame_bytes {
+                return skip(epoch, seq, seq + 1, "too_large");
+            }
+        }
+        Self::Record { epoch, seq, record, wire_bytes }
+    }
+}
+
+/// A skip goes on the link.
+fn send_skip(lane: &mut Lane, now: Now, skip: Skip, text: impl FnOnce(Skip) -> String) -> String {
+    let Skip { epoch, from, to, ref reason, ref stream } = skip;
+    match reason.as_str() {
+        // As it is configured; and what was told when it happened.
+        "expired" | "evicted" => {
+            tracing::info!(%stream, from, to, reason, "records will not come; the hub is told");
+        }
+        _ => tracing::error!(%stream, from, to, reason, "records are lost; the hub is told"),
+    }
+    let text = text(skip);
+    lane.sent(now.instant, epoch, to, 0, (0, text.len() as u64));
+    text
 }
 
 /// At most how much of a message a record takes.

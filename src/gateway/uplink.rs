@@ -9,7 +9,12 @@ mod waits;
 use std::time::{Duration, Instant};
 
 use self::waits::{Haste, Wait};
-use super::{Now, hubs::Hubs, live::Session, random::Random};
+use super::{
+    Now,
+    hubs::Hubs,
+    live::{Session, UnderWay},
+    random::Random,
+};
 use crate::planted::{Bug, planted};
 use crate::protocol::{Drain, HELLO_TIMEOUT, HubLimits, Mode};
 
@@ -23,7 +28,7 @@ const SLOW_HELLO: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// No server can find a message of so few bytes too big.
-const NEVER_TOO_BIG: u64 = 1024;
+pub(super) const NEVER_TOO_BIG: u64 = 1024;
 
 /// How the uplink is to behave.
 #[derive(Debug, Clone)]
@@ -161,14 +166,14 @@ impl Uplink {
         if let Phase::Live(session) = &mut self.phase { Some(session) } else { None }
     }
 
-    pub(super) fn deadline(&self, oldest_flight: Option<Instant>) -> Option<Instant> {
+    pub(super) fn deadline(&self, under_way: Option<UnderWay>) -> Option<Instant> {
         let deadline = match &self.phase {
             Phase::Waiting { until }
             | Phase::Closing { until, .. }
             | Phase::Dialing { until, .. } => Some(*until),
             Phase::Greeting { deadline, .. } => Some(*deadline),
             Phase::Live(session) => {
-                let deadline = session.deadline(&self.settings, oldest_flight);
+                let deadline = session.deadline(&self.settings, under_way);
                 Some(self.hubs.home_at().map_or(deadline, |at| at.min(deadline)))
             }
             Phase::Stopped => None,

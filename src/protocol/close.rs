@@ -36,3 +36,10 @@ pub const FORBIDDEN: u16 = 4501;
 pub const UNKNOWN_GATEWAY: u16 = 4502;
 /// No common version.
 pub const VERSION: u16 = 4503;
+
+/// Whether a close with this code is orderly, or about the session: what was under way then has no
+/// part in it.
+pub fn is_of_session(code: u16) -> bool {
+    let codes = [GOING_AWAY, RESTART, TRY_LATER, TOKEN_EXPIRED, TAKEN_OVER, TOO_MANY];
+    codes.contains(&code)
+}

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::value::RawValue;
 
-use super::message::*;
+use super::{message::*, number};
 use crate::{
     command::CommandId,
     record::{Body, Stored},
@@ -63,7 +63,7 @@ pub fn from_hub(text: &str) -> Result<Decoded<HubMessage>, serde_json::Error> {
     }
     #[derive(Deserialize)]
     struct AuthOk {
-        #[serde(default)]
+        #[serde(default, deserialize_with = "number::time")]
         token_expires: Option<u64>,
     }
     let envelope: Envelope = serde_json::from_str(text)?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::number;
 use crate::command::{CommandId, State};
 
 /// The longest stream name, in bytes.
@@ -177,7 +178,7 @@ pub struct Welcome {
     #[serde(default)]
     pub hub: String,
     /// The hub's clock, Unix milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number::time")]
     pub time: Option<u64>,
     /// What the hub takes.
     #[serde(default)]
@@ -186,7 +187,7 @@ pub struct Welcome {
     #[serde(default)]
     pub features: Vec<String>,
     /// When the credential ends, Unix milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number::time")]
     pub token_expires: Option<u64>,
     /// The position of every epoch in `hello`.
     pub streams: Vec<Position>,
@@ -238,7 +239,8 @@ pub struct Position {
     pub stream: StreamName,
     /// The epoch.
     pub epoch: Epoch,
-    /// The last record of the epoch that the hub holds, with all before it.
+    /// The last record of the epoch that the hub holds, with all before it; at most 2^53.
+    #[serde(deserialize_with = "number::position")]
     pub acked: u64,
     /// What may be outstanding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -386,8 +388,8 @@ pub struct ErrorMessage {
     /// With `gap`: where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
-    /// With `gap`: what the hub expects next.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// With `gap`: what the hub expects next, from 1 to 2^53.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number::seq")]
     pub expected: Option<u64>,
     /// When the hub ends the session for it: when to come back, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]

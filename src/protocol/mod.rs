@@ -9,6 +9,7 @@
 pub mod close;
 mod json;
 mod message;
+mod number;
 
 pub use json::{
     BatchWriter, Decoded, from_gateway, from_hub, plain_record, plain_skip, write_record,

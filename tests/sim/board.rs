@@ -55,7 +55,6 @@ pub(crate) struct Process {
     pub(crate) store: Option<Store>,
     pub(crate) jobs: VecDeque<DiskRequest>,
     pub(crate) is_working: bool,
-    pub(crate) sent_bytes: u64,
     pub(crate) looks: bool,
 }
 
@@ -126,7 +125,6 @@ impl World {
             store,
             jobs: VecDeque::new(),
             is_working: false,
-            sent_bytes: 0,
             looks: false,
         });
         self.board_timeout();
@@ -173,10 +171,8 @@ impl World {
         let (now, at) = (self.board_now(), self.now);
         let Some(process) = &mut self.board.process else { return };
         let connection = process.link.as_ref().and_then(|link| link.connection);
-        let Some(connection) = connection.and_then(|id| self.connections.get(&id)) else { return };
-        let taken = connection.up.taken(at);
-        if taken != process.sent_bytes {
-            process.sent_bytes = taken;
+        let connection = connection.and_then(|id| self.connections.get_mut(&id));
+        if connection.is_some_and(|connection| connection.up.has_made_room(at)) {
             process.gateway.handle_progress(now);
         }
     }
@@ -252,6 +248,7 @@ impl World {
             let start = process.start;
             self.after(SECOND, Event::Look { start });
         }
+        self.limit_silence_under_way();
     }
 
     /// The process is killed: at rest, in the middle of what the disk does for it, or after that

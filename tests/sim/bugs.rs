@@ -80,6 +80,11 @@ fn a_dead_link_that_counts_as_alive_is_found() {
 }
 
 #[test]
+fn a_pause_that_counts_against_a_living_link_is_found() {
+    is_found(Bug::PauseCountsAsWaiting, 1000, &["which lives"]);
+}
+
+#[test]
 fn a_back_off_that_does_not_grow_is_found() {
     is_found(Bug::BackOffNeverGrows, 400, &["attempts within a minute"]);
 }

@@ -346,7 +346,7 @@ impl World {
     }
 
     /// Mostly short, at most `longest`.
-    fn some_time(&mut self, longest: Time) -> Time {
+    pub(crate) fn some_time(&mut self, longest: Time) -> Time {
         let longest = if self.random.one_in(3) { longest } else { longest / 8 };
         1 + self.random.below(longest)
     }

@@ -21,8 +21,9 @@ pub(crate) const NODES: usize = 2;
 /// The hub's clock at the world's beginning, Unix milliseconds.
 pub(crate) const EPOCH_MS: u64 = 1_790_000_000_000;
 
-/// How long a failed engine is left alone.
+/// How long a failed engine is left alone, and how long it may be beyond that.
 const ENGINE_REST: Time = SECOND;
+const ENGINE_OUTAGE: Time = 120 * SECOND;
 
 /// Everything on the hub's side.
 #[derive(Debug)]
@@ -154,7 +155,7 @@ impl World {
             self.coverage.note(Seen::EngineFailure);
             self.note("the commit fails");
             self.hub.engine_up = false;
-            let rest = ENGINE_REST + self.random.below(8) * SECOND;
+            let rest = ENGINE_REST + self.some_time(ENGINE_OUTAGE);
             self.after(rest, Event::EngineUp);
         }
         let is_kept = match failure {
@@ -378,6 +379,11 @@ impl World {
         }
         self.hub.queue.push_back((Some(number), request));
         self.begin_commit();
+    }
+
+    /// Whether the hub's side of a connection lives.
+    pub(crate) fn hub_has_session(&self, connection: u64) -> bool {
+        self.session_of(connection).is_some()
     }
 
     fn session_of(&self, connection: u64) -> Option<usize> {

@@ -1,20 +1,37 @@
 //! The gateway's link: dialling, what goes up and comes down, and how it ends for each side.
 
+use std::time::Duration;
+
 use fieldgate::gateway::Ended;
 
 use crate::{
     board::brief,
     coverage::Seen,
     network::{Connection, Frame, Pipe},
+    plan::{ACK_TIMEOUT, PING_INTERVAL, PING_TIMEOUT},
     world::{Event, MS, SECOND, Time, World},
 };
 
 /// As in `link::connect`: how long sent bytes may go unacknowledged by the peer's kernel.
 const UNACKED_LIMIT: Time = 30 * SECOND;
 
-/// By then the gateway must have found out that a direction of its link stands still: a Ping after
-/// `ping_interval`, and the limit above for what was sent with it.
-const SILENCE_LIMIT: Time = 60 * SECOND;
+/// By then the gateway must have found out that one direction of its link stands still: what moves
+/// in the other may be progress for a while, and the peer has its own limits.
+const ONE_WAY_LIMIT: Time = 60 * SECOND;
+
+/// By then, that both do: a Ping after `ping_interval`, and nothing within `ping_timeout`; and where
+/// records are under way, nothing within `ack_timeout`. The driver learns up to a second late that
+/// the socket had made room.
+const IDLE_LIMIT: Time = micros(PING_INTERVAL) + micros(PING_TIMEOUT) + LATE;
+const UNDER_WAY_LIMIT: Time = micros(ACK_TIMEOUT) + LATE;
+const LATE: Time = 3 * SECOND / 2;
+
+/// A link that moves is given up only for what happened so shortly before.
+const GRUDGE: Time = 90 * SECOND;
+
+const fn micros(time: Duration) -> Time {
+    time.as_micros() as Time
+}
 
 /// How long a step of dialling may take.
 const CONNECT_TIMEOUT: Time = 10 * SECOND;
@@ -59,7 +76,6 @@ impl World {
         self.next_connection += 1;
         let process = self.board.process.as_mut().expect("looked at just now");
         process.link = Some(LinkEnd { attempt, node, connection: Some(id) });
-        process.sent_bytes = 0;
         let pipe = || Pipe::new(bytes_per_s, 1 + delay);
         self.connections.insert(
             id,
@@ -72,6 +88,8 @@ impl World {
                 is_dead: false,
                 silent_since: None,
                 is_unanswered: false,
+                is_awaited: false,
+                moves_since: 0,
             },
         );
         self.newest_connection = id;
@@ -110,7 +128,7 @@ impl World {
         let since = connection.silent_since.filter(|_| !connection.is_unanswered);
         connection.is_unanswered |= since.is_some();
         self.at(arrives, Event::Arrive { connection: id });
-        if let Some(since) = since {
+        if let Some(since) = since.filter(|_| self.plan.has_user_timeout) {
             self.after(UNACKED_LIMIT, Event::UserTimeout { connection: id, since });
         }
     }
@@ -178,8 +196,26 @@ impl World {
         let connection = self.connections.get(&id);
         if connection.is_some_and(|connection| connection.silent_since.is_some()) {
             self.coverage.note(Seen::DeadFound);
+        } else {
+            self.check_is_right(id);
         }
         self.gateway_lets_go(id);
+    }
+
+    /// The gateway gives up a link that stands still in no direction: the hub must have kept it
+    /// waiting.
+    fn check_is_right(&self, id: u64) {
+        let process = self.board.process.as_ref();
+        let uplink = process.map(|process| process.gateway.snapshot(self.board_now()).uplink);
+        let uplink = uplink.filter(|uplink| uplink.state == "waiting");
+        let why = uplink.and_then(|uplink| uplink.last_error).unwrap_or_default();
+        let is_verdict = why.contains("no progress") || why.contains("acknowledges nothing");
+        let moves_since = self.connections.get(&id).map_or(0, |connection| connection.moves_since);
+        let grudge = moves_since.max(self.hub.slow_until).max(self.hub.stuck_until);
+        assert!(
+            !is_verdict || self.now < grudge + GRUDGE || !self.hub_has_session(id),
+            "promise 5: the gateway gives up connection {id}, which lives: {why}"
+        );
     }
 
     /// The gateway's end is closed: what its kernel has taken may still arrive.
@@ -225,10 +261,28 @@ impl World {
         }
         connection.silent_since = Some(now);
         connection.is_unanswered = connection.up.is_unacknowledged();
-        if connection.is_unanswered {
+        connection.is_awaited = false;
+        let limit = if connection.is_mute() { IDLE_LIMIT } else { ONE_WAY_LIMIT };
+        if connection.is_unanswered && self.plan.has_user_timeout {
             self.after(UNACKED_LIMIT, Event::UserTimeout { connection: id, since: now });
         }
-        self.after(SILENCE_LIMIT, Event::SilenceLimit { connection: id, since: now });
+        self.after(limit, Event::SilenceLimit { connection: id, since: now });
+    }
+
+    /// Where records are under way on a link that stands still in both directions, the gateway must
+    /// find it the sooner.
+    pub(crate) fn limit_silence_under_way(&mut self) {
+        let Some(process) = &self.board.process else { return };
+        if process.gateway.is_drained() {
+            return;
+        }
+        let link = process.link.as_ref().and_then(|link| link.connection);
+        let Some(connection) = link.and_then(|id| self.connections.get_mut(&id)) else { return };
+        let Some(since) = connection.silent_since.filter(|_| connection.is_mute()) else { return };
+        if !std::mem::replace(&mut connection.is_awaited, true) {
+            let connection = connection.id;
+            self.after(UNDER_WAY_LIMIT, Event::SilenceLimit { connection, since });
+        }
     }
 
     /// A connection that stood still moves again.
@@ -238,7 +292,9 @@ impl World {
         if connection.is_dead {
             return;
         }
-        connection.silent_since = None;
+        if connection.silent_since.take().is_some() {
+            connection.moves_since = now;
+        }
         connection.is_unanswered = false;
         let mut arrivals = connection.up.go_on(now);
         arrivals.extend(connection.down.go_on(now));

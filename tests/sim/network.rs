@@ -36,6 +36,8 @@ pub(crate) struct Pipe {
     stopped_at: Option<Time>,
     last_arrival: Time,
     travelling: VecDeque<Travelling>,
+    /// What the kernel had taken when it was last found full.
+    full_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,17 @@ pub(crate) struct Connection {
     pub(crate) silent_since: Option<Time>,
     /// Bytes went up since that the peer's kernel has not acknowledged.
     pub(crate) is_unanswered: bool,
+    /// Records are under way meanwhile, and a limit is set for that.
+    pub(crate) is_awaited: bool,
+    /// Until then a direction of it stood still.
+    pub(crate) moves_since: Time,
+}
+
+impl Connection {
+    /// Whether nothing passes in either direction.
+    pub(crate) fn is_mute(&self) -> bool {
+        self.up.stopped_at.is_some() && self.down.stopped_at.is_some()
+    }
 }
 
 impl Pipe {
@@ -73,6 +86,7 @@ impl Pipe {
             stopped_at: None,
             last_arrival: 0,
             travelling: VecDeque::new(),
+            full_at: None,
         }
     }
 
@@ -90,6 +104,7 @@ impl Pipe {
         let arrives = (self.free_at + self.delay).max(self.last_arrival);
         self.last_arrival = arrives;
         self.travelling.push_back(Travelling { frame, end: self.offered, arrives });
+        self.full_at = self.full_at.or_else(|| self.full_at(now));
         arrives
     }
 
@@ -105,6 +120,21 @@ impl Pipe {
     /// How many bytes the kernel has taken.
     pub(crate) fn taken(&self, now: Time) -> u64 {
         self.offered.min(self.on_wire(now) + SOCKET_BYTES)
+    }
+
+    /// As in `link::stream`: whether the kernel has taken something since it was found full. What
+    /// it takes while it has room says nothing.
+    pub(crate) fn has_made_room(&mut self, now: Time) -> bool {
+        let taken = self.taken(now);
+        let has_made_room = self.full_at.is_some_and(|before| before < taken);
+        if has_made_room {
+            self.full_at = self.full_at(now);
+        }
+        has_made_room
+    }
+
+    fn full_at(&self, now: Time) -> Option<u64> {
+        Some(self.taken(now)).filter(|taken| *taken < self.offered)
     }
 
     /// Whether the link's queue takes another message.

@@ -24,6 +24,7 @@ pub(crate) const MAX_RECORD_BYTES: usize = 1000;
 
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(25);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What happens to a restless board.
 const RESTLESS: [Fault; 4] = [Fault::Kill, Fault::PowerCut, Fault::DiskFails, Fault::Cut];
@@ -57,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) poison: Option<u64>,
     /// One in so many PUBACKs is lost with its connection.
     pub(crate) lost_pubacks: u64,
+    /// The board's kernel gives up a connection of which bytes go unacknowledged for long.
+    pub(crate) has_user_timeout: bool,
 }
 
 /// How a device behaves.
@@ -114,6 +117,7 @@ impl Plan {
             fault_every: (if is_restless { 1 } else { 4 + random.below(40) }) * SECOND,
             poison: random.one_in(6).then(|| 20 + random.below(200)),
             lost_pubacks: if random.one_in(3) { 200 } else { u64::MAX },
+            has_user_timeout: random.one_in(2),
         }
     }
 
@@ -142,7 +146,7 @@ impl Plan {
                 proven_managed: vec![true; 2],
                 ping_interval: PING_INTERVAL,
                 ping_timeout: PING_TIMEOUT,
-                ack_timeout: Duration::from_secs(10),
+                ack_timeout: ACK_TIMEOUT,
                 dial_timeout: Duration::from_secs(60),
                 backoff: (Duration::from_millis(500), Duration::from_secs(60)),
                 return_after: Duration::from_secs(120),

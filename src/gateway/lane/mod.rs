@@ -83,6 +83,8 @@ pub(super) struct Lane {
     flight_records: u64,
     flight_bytes: u64,
     flight_wire_bytes: u64,
+    /// How long what the hub missed had waited for an ack: it waits on when it is sent again.
+    waited: Duration,
     window: Window,
     suspect: Suspect,
     /// A single suspect record is held back until then: does the session live without it?
@@ -146,6 +148,8 @@ struct Batch {
 /// What an ack says has arrived.
 #[derive(Debug, Default)]
 pub(super) struct Landed {
+    /// The hub has more than before, or lets the paused stream go on.
+    pub(super) goes_on: bool,
     /// When the oldest message of it was sent.
     pub(super) sent: Option<Instant>,
     /// Of the messages.
@@ -156,7 +160,10 @@ pub(super) struct Landed {
 #[derive(Debug, Default)]
 struct Suspect {
     epoch: Option<Epoch>,
+    /// Where the batch begins; its good half moves this on. Once there is a limit: the culprit comes
+    /// before `end`.
     first: u64,
+    end: u64,
     strikes: u32,
     /// How many records a batch that begins at `first` may have; 0 when a single one is suspect.
     limit: Option<u64>,
@@ -208,6 +215,7 @@ impl Lane {
             flight_records: 0,
             flight_bytes: 0,
             flight_wire_bytes: 0,
+            waited: Duration::ZERO,
             window: Window::default(),
             suspect: Suspect::default(),
             quiet_until: None,

@@ -1,6 +1,6 @@
 //! A lane's records on their way to the hub, and the hub's word that it has them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Batch, Landed, Lane, Next, QUIET, Retiring, STRIKES, SUDDEN, Suspect, disk::end_of};
 use crate::{
@@ -15,6 +15,7 @@ impl Lane {
     pub(in crate::gateway) fn rewind(&mut self) {
         self.flight.clear();
         self.measure_flight();
+        self.waited = Duration::ZERO;
         self.ahead.clear();
         self.quiet_until = None;
         self.wants_epoch = false;
@@ -60,8 +61,22 @@ impl Lane {
         self.suspect.strikes += 1;
         if self.suspect.strikes >= STRIKES {
             self.suspect.strikes = 0;
-            self.suspect.limit =
-                Some(self.suspect.limit.map_or(batch.records / 2, |limit| limit / 2));
+            self.suspect.end = batch.end;
+            let limit = self.suspect.limit.unwrap_or(u64::MAX).min(batch.records);
+            self.suspect.limit = Some(limit / 2);
+        }
+    }
+
+    /// Everything up to `acked` is good: the culprit is in the rest of the suspect batch.
+    fn acquit(&mut self, epoch: Epoch, acked: u64) {
+        let suspect = &mut self.suspect;
+        if suspect.epoch != Some(epoch) || acked < suspect.first {
+            return;
+        }
+        if suspect.limit.is_some() && suspect.guilt.is_none() && acked + 1 < suspect.end {
+            (suspect.first, suspect.strikes) = (acked + 1, 0);
+        } else {
+            *suspect = Suspect::default();
         }
     }
 
@@ -74,6 +89,8 @@ impl Lane {
         landed: &mut Landed,
     ) -> Option<(Epoch, u64)> {
         if let Some(window) = position.window {
+            let opens = self.window.records == 0 && window.records > 0;
+            landed.goes_on = opens && !planted(Bug::PauseCountsAsWaiting);
             self.window = window;
         }
         let place = self.epochs.iter().position(|state| state.epoch == position.epoch)?;
@@ -100,7 +117,9 @@ impl Lane {
             self.appending = self.appending.max(acked + 1).min(self.last().next);
             self.released = self.released.max(acked + 1);
         }
+        landed.goes_on = true;
         self.land(epoch, acked, landed);
+        self.waited = Duration::ZERO;
         if done {
             let next = acked + 1;
             self.epochs.remove(place);
@@ -111,7 +130,7 @@ impl Lane {
     }
 
     /// The hub misses something: on with `expected`.
-    pub(in crate::gateway) fn handle_gap(&mut self, epoch: Epoch, expected: u64) {
+    pub(in crate::gateway) fn handle_gap(&mut self, now: Instant, epoch: Epoch, expected: u64) {
         let Some(place) = self.epochs.iter().position(|state| state.epoch == epoch) else { return };
         let state = &mut self.epochs[place];
         if expected >= state.next {
@@ -120,6 +139,9 @@ impl Lane {
         state.owed = (expected <= state.acked).then_some(expected);
         state.send = expected.max(state.acked + 1);
         state.send += u64::from(planted(Bug::GapOneTooFar));
+        // A hub that answers all that it gets with a hole is to be found out all the same.
+        let oldest = self.flight.front().filter(|batch| batch.epoch == epoch);
+        self.waited += oldest.map_or(Duration::ZERO, |batch| now - batch.sent);
         self.drop_flight(|batch| batch.epoch == epoch);
         if self.ahead_epoch == epoch {
             self.ahead.clear();
@@ -142,6 +164,12 @@ impl Lane {
             return None;
         }
         let suspect = &self.suspect;
+        // Nothing goes behind a suspect batch, so that what ends the session is in it.
+        let is_searching = suspect.limit.is_some() && suspect.guilt.is_none();
+        let is_behind = suspect.epoch == Some(epoch) && suspect.first < seq;
+        if is_searching && is_behind && !in_batch && !self.flight.is_empty() {
+            return None;
+        }
         if (suspect.epoch, suspect.first, suspect.limit) == (Some(epoch), seq, Some(0)) {
             if let Some(reason) = suspect.guilt {
                 return Some(Next::Skip { epoch, from: seq, to: seq + 1, reason: reason.into() });
@@ -267,8 +295,13 @@ impl Lane {
     pub(in crate::gateway) fn handle_too_big(&mut self) {
         let Some(Batch { epoch, first, .. }) = self.flight.front() else { return };
         let (epoch, first) = (Some(*epoch), *first);
-        self.suspect =
-            Suspect { epoch, first, limit: Some(0), guilt: Some("too_large"), strikes: 0 };
+        self.suspect = Suspect {
+            epoch,
+            first,
+            limit: Some(0),
+            guilt: Some("too_large"),
+            ..Suspect::default()
+        };
     }
 
     /// Whether something is under way, or could be sent.
@@ -284,6 +317,11 @@ impl Lane {
     /// stream.
     pub(in crate::gateway) fn oldest_flight(&self) -> Option<Instant> {
         if self.window.records == 0 { None } else { self.flight.front().map(|batch| batch.sent) }
+    }
+
+    /// Since when the oldest batch waits for its ack, this time and the times before.
+    pub(in crate::gateway) fn waits_since(&self) -> Option<Instant> {
+        self.oldest_flight().map(|sent| sent.checked_sub(self.waited).unwrap_or(sent))
     }
 
     /// The positions up to which this session has sent, for the pong barrier.
@@ -310,9 +348,7 @@ impl Lane {
         if self.flight.front().is_some_and(|batch| batch.epoch != epoch) {
             self.drop_flight(is_landed);
         }
-        if self.suspect.epoch == Some(epoch) && self.suspect.first <= acked {
-            self.suspect = Suspect::default();
-        }
+        self.acquit(epoch, acked);
     }
 
     fn drop_flight(&mut self, done: impl Fn(&Batch) -> bool) {

@@ -46,7 +46,7 @@ impl Bench {
         Now { instant: Instant::now(), wall, boot: None }
     }
 
-    fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
+    pub(super) fn begin(now: Now, settings: Settings, held: Result<Held<'_>, String>) -> Self {
         let gateway = Gateway::new(now, settings, held);
         let (disk, dials, hubs, sent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (probes, hangups, tokens, safe) = (0, 0, 0, 0);

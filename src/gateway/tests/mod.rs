@@ -6,6 +6,7 @@ mod commands;
 mod hubs;
 mod link;
 mod live;
+mod poison;
 mod resend;
 mod retention;
 mod sim_hub;

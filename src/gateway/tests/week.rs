@@ -137,15 +137,7 @@ impl World {
 #[test]
 fn a_normal_week_leaves_no_trace_and_logs_no_warning() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_ansi(false)
-        .with_writer({
-            let log = log.clone();
-            move || log.clone()
-        })
-        .finish();
-    tracing::subscriber::with_default(subscriber, || {
+    log.of(tracing::Level::WARN, || {
         let mut world = World::with(7, Some(false));
         world.hub.steady = true;
         let days: Vec<Footprint> = (0..DAYS).map(|_| world.day()).collect();
@@ -161,10 +153,21 @@ fn a_normal_week_leaves_no_trace_and_logs_no_warning() {
 
 /// What was logged.
 #[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn text(&self) -> String {
+    /// Takes in what this logs, of this level and above.
+    pub(super) fn of(&self, level: tracing::Level, work: impl FnOnce()) {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, work);
+    }
+
+    pub(super) fn text(&self) -> String {
         let bytes = self.0.lock().expect("no writer panics").clone();
         String::from_utf8(bytes).expect("a log is text")
     }

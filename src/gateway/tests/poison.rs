@@ -1,0 +1,90 @@
+//! A record that ends every session: how soon it is found, and what is never taken for one.
+
+use super::{
+    link::{Bench, closed},
+    *,
+};
+
+const RECORDS: u64 = 60;
+
+/// A hub that ends each session in this way when a certain record comes, and acknowledges what comes
+/// before it.
+struct Touchy {
+    bench: Bench,
+    record: u64,
+    end: Ended,
+    acked: u64,
+    sessions: u64,
+    /// How many records the last message had that ended a session.
+    last: usize,
+    skips: Vec<Skip>,
+}
+
+impl Touchy {
+    fn new(record: u64, end: Ended) -> Self {
+        let mut bench = Bench::new(Mode::Managed, |_| {});
+        bench.publish(RECORDS);
+        Self { bench, record, end, acked: 0, sessions: 0, last: 0, skips: Vec::new() }
+    }
+
+    /// One session, of a minute at most.
+    fn session(&mut self) {
+        self.sessions += 1;
+        self.bench.resumed(self.acked);
+        let end = self.bench.now.instant + Duration::from_secs(60);
+        while self.bench.now.instant < end {
+            if self.bench.sent.is_empty() {
+                self.bench.pass(Duration::from_secs(1));
+                self.bench.gateway.handle_frame(self.bench.now);
+                continue;
+            }
+            let Transmit::Text(text) = self.bench.sent.remove(0) else { continue };
+            match from_gateway(&text) {
+                Ok(Decoded::Message(GatewayMessage::Data(data))) => {
+                    let end = data.seq + data.records.len() as u64;
+                    if (data.seq..end).contains(&self.record) {
+                        self.last = data.records.len();
+                        break;
+                    }
+                    self.acked = end - 1;
+                }
+                Ok(Decoded::Message(GatewayMessage::Skip(skip))) => {
+                    self.acked = skip.to - 1;
+                    self.skips.push(skip);
+                }
+                _ => continue,
+            }
+            self.bench.ack(self.acked);
+        }
+        self.bench.sent.clear();
+        self.bench.end(self.end.clone());
+    }
+}
+
+/// Once each half that arrived threw away what was known, so that a search took hours: about
+/// 3 * log2(n)^2 sessions with the longest back-off between them.
+#[test]
+fn a_poison_record_is_found_by_one_search_of_halves() {
+    for record in (1..=RECORDS).step_by(7) {
+        let mut hub = Touchy::new(record, Ended::Cut("the hub died".into()));
+        while hub.acked < RECORDS {
+            hub.session();
+            // Six halves of 60, and a whole; then the trial, and the skip.
+            assert!(hub.sessions <= 3 * 7 + 2, "{} of {record}", hub.sessions);
+        }
+        let [skip] = &hub.skips[..] else { panic!("{:?}", hub.skips) };
+        assert_eq!((skip.from, skip.to, skip.reason.as_str()), (record, record + 1, "poison"));
+    }
+}
+
+/// A hub that was restarted, or full, whenever the same batch was under way once seemed to fall over
+/// it, and in the end a good record was left out.
+#[test]
+fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
+    for code in [1001, 1012, 1013, 4001, 4009, 4029] {
+        let mut hub = Touchy::new(5, closed(code));
+        (0..40).for_each(|_| hub.session());
+        assert_eq!((hub.acked, hub.skips.len()), (0, 0), "{code}");
+        assert_eq!(hub.last as u64, RECORDS, "{code}: nor is its batch made smaller");
+    }
+}
