@@ -294,12 +294,11 @@ impl Driver {
     /// Verifies a token that came on the live link; a good one of this gateway is its credential
     /// from now on.
     async fn verify(&mut self, token: &str) -> Result<Option<Verified>, EngineError> {
-        let address = self.peer.address;
-        let denied = match authenticate::check_rate(&self.hub, address) {
-            Ok(()) => authenticate::of_token(&self.hub, token).await,
-            Err(_) => Err(Denied::Refused("too many were refused before it".into())),
-        };
-        match denied {
+        if let Err(wait) = self.hub.throttle.may_replace(now().instant, &self.id.gateway) {
+            tracing::debug!(gateway = %self.id.gateway, ?wait, "too many new tokens were refused");
+            return Ok(None);
+        }
+        match authenticate::of_token(&self.hub, token).await {
             Ok(identity) => {
                 let Identity { gateway, expiry, .. } = &identity;
                 let verified = Verified { gateway: gateway.to_string(), expiry: *expiry };
@@ -309,9 +308,9 @@ impl Driver {
                 Ok(Some(verified))
             }
             Err(Denied::Refused(reason)) => {
-                self.hub.throttle.failed(now().instant, address);
-                let gateway = &self.id.gateway;
-                tracing::warn!(%gateway, peer = %address, reason, "a new token was refused");
+                let (gateway, peer) = (&self.id.gateway, self.peer.address);
+                self.hub.throttle.not_replaced(now().instant, gateway);
+                tracing::warn!(%gateway, %peer, reason, "a new token was refused");
                 Ok(None)
             }
             Err(Denied::Store(error)) => Err(error),
