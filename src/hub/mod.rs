@@ -33,7 +33,6 @@ mod files;
 mod issuer;
 pub mod jwt;
 mod live;
-mod logging;
 mod patience;
 mod presence;
 mod refusal;

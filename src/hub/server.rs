@@ -272,8 +272,8 @@ async fn accept(hub: &Arc<Hub>, listener: &TcpListener, places: &Arc<Semaphore>)
     }
 }
 
-/// At the bound a stranger goes; where there is none, the system's own queue holds further newcomers
-/// until somebody leaves.
+/// At the bound a stranger goes; where there is none, the system's own queue holds further
+/// newcomers until somebody leaves.
 async fn place_for_newcomer(hub: &Hub, places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     loop {
         if let Ok(place) = places.clone().try_acquire_owned() {

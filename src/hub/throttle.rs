@@ -1,5 +1,6 @@
 //! How often strangers may try: new connections of each address, refused credentials of each
-//! address and of each claim there, new sessions of each gateway, attempts to enrol of all together.
+//! address and of each claim there, new sessions of each gateway, attempts to enrol of all
+//! together.
 //!
 //! No secret is protected by this: tokens and codes are too long to be guessed. It bounds what
 //! guesses cost, and one address may be that of many: so it must hold off the honest least of all.
@@ -196,8 +197,8 @@ impl Throttle {
 
     /// Whether a credential from this address is looked at, or how long to wait.
     ///
-    /// Strangers behind the same address may fill its bucket; whoever was let in before needs room in
-    /// its own alone.
+    /// Strangers behind the same address may fill its bucket; whoever was let in before needs room
+    /// in its own alone.
     pub(super) fn may_try(
         &self,
         now: Instant,
@@ -229,8 +230,8 @@ impl Throttle {
         accepted.insert(claim);
     }
 
-    /// Whether a further token of a gateway is looked at on its own live link. No stranger's failures
-    /// count there, nor do its own count against its address.
+    /// Whether a further token of a gateway is looked at on its own live link. No stranger's
+    /// failures count there, nor do its own count against its address.
     pub(super) fn may_replace(&self, now: Instant, gateway: &str) -> Result<(), Duration> {
         self.failures_of_gateway.check(now, &gateway.to_owned())
     }

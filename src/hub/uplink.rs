@@ -42,9 +42,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// spread.
 const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
-/// RFC 6455, section 7.4.1: what came is not UTF-8.
-const NOT_UTF8: u16 = 1007;
-
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
 
 /// Answers the upgrade.
@@ -236,7 +233,7 @@ impl Driver {
             Some(Ok(Message::Text(text))) => self.session.handle_message(now(), &text),
             Some(Ok(Message::Binary(_))) => self.session.handle_binary(now()),
             Some(Ok(Message::Close(frame))) => {
-                let code = frame.map_or(1005, |frame| u16::from(frame.code));
+                let code = frame.map_or(close::NO_CODE, |frame| u16::from(frame.code));
                 self.end = Some(End::Theirs(format!("closed with {code}")));
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
@@ -396,7 +393,7 @@ impl Driver {
 /// The close code for a frame that breaks RFC 6455; `None`: the connection broke.
 fn broken_frame(error: &tungstenite::Error) -> Option<u16> {
     match error {
-        tungstenite::Error::Utf8(_) => Some(NOT_UTF8),
+        tungstenite::Error::Utf8(_) => Some(close::INVALID_DATA),
         tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         tungstenite::Error::Protocol(_) => Some(close::PROTOCOL_ERROR),
         _ => None,

@@ -48,7 +48,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["command", "record", "topic", "protocol"]),
     ("identity", &["command", "record", "topic", "protocol", "config"]),
     ("ops", &["command", "record", "topic", "protocol", "config"]),
-    ("hub", &["command", "record", "topic", "protocol"]),
+    ("hub", &["command", "record", "topic", "protocol", "ops"]),
 ];
 
 const NOUNS: &[&str] = &["command", "record", "topic"];

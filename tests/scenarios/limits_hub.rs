@@ -128,8 +128,8 @@ fn a_request_that_never_ends_is_cut() {
 }
 
 // A connection was taken for honest from its first request on, whatever that asked for: an address
-// that asked for /healthz on as many connections as there are places, and never stopped asking, shut
-// everybody else out.
+// that asked for /healthz on as many connections as there are places, and never stopped asking,
+// shut everybody else out.
 #[test]
 fn an_address_that_holds_every_place_keeps_no_other_out() {
     const PLACES: usize = 24;
@@ -214,6 +214,38 @@ fn a_credential_has_so_many_connections_and_leaves_the_others_theirs() {
     eventually("the place of a feed that ended is free", SOON, || live(&hub.api.token).ok());
 }
 
+#[test]
+fn an_answer_that_nobody_reads_is_given_up() {
+    /// How long a peer may take nothing.
+    const WRITE: Duration = Duration::from_secs(30);
+    let field = Field::new();
+    let mut hub = Hub::with(&field, "", "[limits]\nconnections_per_credential = 1");
+    hub.start();
+    let way = way(&field, &hub);
+    let (mut uplink, _) = way.session(Some(&token(&field, &hub)), "gw-1");
+    // More than what the system takes for a reader that does not read.
+    let record = json!({"ts": 5, "device": "d", "topic": "t", "payload": "x".repeat(100_000)});
+    for number in 0..40 {
+        let records = [&record, &record];
+        uplink.say(&json!({"type": "data", "stream": "telemetry", "epoch": "00000000000000e1",
+                           "seq": 1 + 2 * number, "records": records}));
+        while uplink.hear()["type"] != "ack" {}
+    }
+    let mut unread = way.tls().expect("the hub accepts");
+    let api = &hub.api.token;
+    let request = format!(
+        "GET /v1/gateways/gw-1/records?limit=1000 HTTP/1.1\r\nhost: localhost\r\nauthorization: \
+         Bearer {api}\r\n\r\n"
+    );
+    unread.write_all(request.as_bytes()).expect("a fresh connection");
+    let mut begun = [0; 12];
+    unread.read_exact(&mut begun).expect("the head of the answer");
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    let status = || way.ask("GET", "/v1/gateways", Some(api), "").expect("an answer").status;
+    assert_eq!(status(), 429, "the token's one connection is at it");
+    eventually("the connection is given up", WRITE + SOON, || (status() == 200).then_some(()));
+}
+
 // Thirty refusals a minute held off everybody behind their address: boards of one site, and those
 // that share the address of a mobile network with strangers.
 #[test]
@@ -268,8 +300,8 @@ fn attempts_to_enrol_have_a_bound_for_all_addresses_together() {
     assert_eq!(statuses, [403, 403, 403, 403, 403, 429, 429, 429]);
 }
 
-// One bound for all addresses was spent before a body was read, and renewals shared it: one request a
-// second without any code kept boards from enrolling, and from renewing what was about to end.
+// One bound for all addresses was spent before a body was read, and renewals shared it: one request
+// a second without any code kept boards from enrolling, and from renewing what was about to end.
 #[test]
 fn whoever_has_no_code_keeps_nobody_from_enrolling_or_renewing() {
     let field = Field::new();
