@@ -112,7 +112,9 @@ pub(super) async fn admit(
     };
     hub.throttle.accepted(claim);
     if !caller.arrival.prove(Holder::Application(digest)) {
-        tracing::warn!(peer = %caller.address, "an application has too many connections");
+        if hub.throttle.is_news(now().instant, "connections of an application") {
+            tracing::warn!(peer = %caller.address, "an application has too many connections");
+        }
         return Err(Refusal::too_many_connections());
     }
     if scopes.contains(&scope) {

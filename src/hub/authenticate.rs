@@ -98,7 +98,10 @@ pub(super) async fn gateway(
     })?;
     hub.throttle.accepted(claim);
     if !peer.arrival.prove(Holder::Gateway(identity.gateway.clone())) {
-        tracing::warn!(gateway = %identity.gateway, peer = %peer.address, "too many connections");
+        if hub.throttle.is_news(now().instant, "connections of a gateway") {
+            let (gateway, peer) = (&identity.gateway, peer.address);
+            tracing::warn!(%gateway, %peer, "the gateway has too many connections");
+        }
         return Err(Refusal::too_many_connections());
     }
     Ok(identity)

@@ -205,7 +205,7 @@ fn issued(
 /// those nothing who have one. Nor is it the fault of whoever comes when too many did.
 fn check_total(hub: &Hub, address: IpAddr) -> Result<(), Refusal> {
     hub.throttle.enrol(now().instant).map_err(|wait| {
-        if hub.throttle.is_news(now().instant) {
+        if hub.throttle.is_news(now().instant, "enrolments") {
             tracing::warn!(peer = %address, "too many attempts to enrol, of all addresses");
         }
         Refusal::too_often(wait)

@@ -31,7 +31,7 @@ const MAX_CALLERS: usize = 16_384;
 /// address may be that of many, strangers to each other.
 const CLAIMS: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 
-/// How often the log is told of what any stranger could fill it with.
+/// How often the log is told of what somebody could fill it with.
 const NEWS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a thing may be done: `burst` at once, one more after each `interval`.
@@ -145,7 +145,7 @@ pub(super) struct Throttle {
     sessions: Buckets<String>,
     renewals: Buckets<String>,
     enrolments: Buckets<()>,
-    news: Buckets<()>,
+    news: Buckets<&'static str>,
     hasher: RandomState,
 }
 
@@ -260,9 +260,9 @@ impl Throttle {
         self.enrolments.take(now, ())
     }
 
-    /// Whether the log is to be told of what any stranger could fill it with.
-    pub(super) fn is_news(&self, now: Instant) -> bool {
-        self.news.take(now, ()).is_ok()
+    /// Whether the log is to be told of what somebody could fill it with.
+    pub(super) fn is_news(&self, now: Instant, what: &'static str) -> bool {
+        self.news.take(now, what).is_ok()
     }
 }
 
