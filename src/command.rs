@@ -46,6 +46,15 @@ impl fmt::Display for CommandId {
     }
 }
 
+/// The longest name of a command, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Whether `name` can name a command: 1 to 128 bytes, one topic level, no control character.
+pub fn is_command_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && !name.contains(|c: char| matches!(c, '/' | '+' | '#') || c.is_control())
+}
+
 /// One pattern of `commands.allow`: `device/command`, `*` standing for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allow {
@@ -97,7 +106,7 @@ pub struct Command {
     pub id: CommandId,
     /// The device it is for.
     pub device: String,
-    /// What to do; a topic level (no `/`, `+`, `#`).
+    /// What to do; see [`is_command_name`].
     pub name: String,
     /// Any JSON.
     pub params: Box<RawValue>,
@@ -204,6 +213,16 @@ mod tests {
             assert!(CommandId::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
         assert!(CommandId::try_from("0191e2c4-7b1a-7def-8000-1234567890ab".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_could_leave_its_topic_level_is_refused() {
+        for bad in ["", "a/b", "a+", "#", "a\0", "a\n", "\u{85}", &"x".repeat(129)] {
+            assert!(!is_command_name(bad), "{bad:?}");
+        }
+        for good in ["identify", "set valve", "é", "$on", &"x".repeat(128)] {
+            assert!(is_command_name(good), "{good:?}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! | `cli` | the command line and the driver that joins all of them | everything |
 //! | `planted` | faults that the simulation must find; only for tests | nothing else |
 //! | `fuzzing` | any bytes at the ways in; only for tests and fuzz targets | everything |
-//! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol, crypto, files |
+//! | `hub` | the server's side: sessions, store, API, live feed | the nouns, protocol, crypto, files, the log of `ops` |
 //!
 //! Imports point one way, as the table reads: a module names only what stands above it (`cli` alone
 //! names all). The nouns, `protocol`, `gateway` and `hub::session` are pure: no runtime, no file,
@@ -41,7 +41,7 @@ pub mod hub;
 pub mod identity;
 #[cfg(feature = "gateway")]
 pub mod link;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "hub"))]
 pub mod ops;
 pub mod planted;
 pub mod protocol;

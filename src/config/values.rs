@@ -8,7 +8,8 @@ use std::{
 
 use super::HubUrl;
 
-const DURATION_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const DURATION_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 const SIZE_UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
@@ -22,14 +23,14 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// `500ms`, `25s`, `1m`, `2h`.
+/// `500ms`, `25s`, `1m`, `2h`, `90d`.
 ///
 /// # Errors
 /// In words: what is wrong, and what to write.
 pub fn duration(text: &str) -> Result<Duration, String> {
     number_and_unit(text, &DURATION_UNITS).map(Duration::from_millis).ok_or_else(|| {
         format!(
-            "{text:?} is not a duration; write a whole number and ms, s, m or h, such as \"25s\""
+            "{text:?} is not a duration; write a whole number and ms, s, m, h or d, such as \"25s\""
         )
     })
 }
@@ -190,7 +191,13 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_are_read_and_shown() {
-        for (text, ms) in [("500ms", 500), ("25s", 25_000), ("1m", 60_000), ("2h", 7_200_000)] {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("25s", 25_000),
+            ("1m", 60_000),
+            ("2h", 7_200_000),
+            ("90d", 7_776_000_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)));
             assert_eq!(show_duration(Duration::from_millis(ms)), text);
         }
@@ -202,7 +209,7 @@ mod tests {
         }
         assert_eq!(size("1 GiB"), Ok(1 << 30));
         for bad in
-            ["", "25", "s", "-1s", "1.5s", "1d", "99999999999999999999h", "9999999999999999h"]
+            ["", "25", "s", "-1s", "1.5s", "1w", "99999999999999999999h", "9999999999999999h"]
         {
             assert!(duration(bad).is_err(), "{bad}");
         }

@@ -8,6 +8,7 @@ use axum::{
 };
 
 use super::{
+    arrivals::{Arrival, Holder},
     authenticate::check_rate,
     credential::{bearer, same_digest, token_digest},
     engine::EngineError,
@@ -58,6 +59,7 @@ impl fmt::Display for Scope {
 /// Who asks: an address and, if it gave one, a token, which its `Debug` does not show.
 pub(super) struct Caller {
     address: IpAddr,
+    arrival: Arc<Arrival>,
     token: Option<String>,
 }
 
@@ -71,7 +73,8 @@ impl Caller {
     /// Who sent a request.
     pub(super) fn of(peer: &Peer, headers: &HeaderMap) -> Self {
         let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        Self { address: peer.address, token: header.and_then(bearer).map(str::to_owned) }
+        let token = header.and_then(bearer).map(str::to_owned);
+        Self { address: peer.address, arrival: peer.arrival.clone(), token }
     }
 
     /// The same with the token that a browser offered, where there is none in the header.
@@ -96,20 +99,29 @@ pub(super) async fn require(hub: &Arc<Hub>, caller: &Caller, scope: Scope) -> Re
 
 /// The token of a caller whom it allows `scope`, and all that it allows.
 ///
-/// An address that had too many tokens refused is sent away before any look-up.
+/// Whoever had too many tokens refused is sent away before any look-up.
 pub(super) async fn admit(
     hub: &Arc<Hub>,
     caller: &Caller,
     scope: Scope,
 ) -> Result<(String, Vec<Scope>), Refusal> {
     let token = caller.token.as_deref().ok_or_else(Refusal::unauthorized)?;
-    check_rate(hub, caller.address)?;
-    let Some(scopes) = scopes(hub, token).await? else {
-        hub.throttle.failed(now().instant, caller.address);
+    let claim = hub.throttle.claim_of_token(token);
+    check_rate(hub, caller.address, claim)?;
+    let known = scopes(hub, token).await?;
+    let Some((digest, scopes)) = token_digest(token).zip(known) else {
+        hub.throttle.failed(now().instant, caller.address, claim);
         let peer = caller.address;
         tracing::warn!(%peer, "an application was refused: its token is not known, or revoked");
         return Err(Refusal::unauthorized());
     };
+    hub.throttle.accepted(claim);
+    if !caller.arrival.prove(Holder::Application(digest)) {
+        if hub.throttle.is_news(now().instant, "connections of an application") {
+            tracing::warn!(peer = %caller.address, "an application has too many connections");
+        }
+        return Err(Refusal::too_many_connections());
+    }
     if scopes.contains(&scope) {
         Ok((token.to_owned(), scopes))
     } else {

@@ -8,12 +8,14 @@ use std::{net::IpAddr, sync::Arc};
 use rustls::pki_types::CertificateDer;
 
 use super::{
+    arrivals::Holder,
     credential::{ClientCertificate, is_gateway_id, same_digest, token_digest},
     engine::{EngineError, Reader, Voucher},
     jwt::{self, Claims, Fault, PublicKey, Unverified},
     refusal::Refusal,
     server::{Hub, Peer, blocking, now},
     session::Expiry,
+    throttle::Claim,
 };
 
 /// A client certificate that TLS verified, with its chain.
@@ -74,32 +76,41 @@ impl Identity {
 
 /// Verifies the token, or else the client certificate.
 ///
-/// An address that had too many credentials refused is sent away before any of it is looked at;
-/// what is refused counts.
+/// Whoever had too many refused is sent away before any of it is looked at; what is refused counts.
 pub(super) async fn gateway(
     hub: &Arc<Hub>,
     peer: &Peer,
     token: Option<&str>,
 ) -> Result<Identity, Refusal> {
-    check_rate(hub, peer.address)?;
+    let claim = hub.throttle.claim_of_gateway(token, peer.shown.as_deref());
+    check_rate(hub, peer.address, claim)?;
     let verified = match token {
         Some(token) => of_token(hub, token).await,
         None => of_certificate(hub, peer).await,
     };
-    verified.map_err(|denied| match denied {
+    let identity = verified.map_err(|denied| match denied {
         Denied::Refused(reason) => {
-            hub.throttle.failed(now().instant, peer.address);
+            hub.throttle.failed(now().instant, peer.address, claim);
             tracing::warn!(peer = %peer.address, reason, "a gateway was refused");
             Refusal::unauthorized()
         }
         Denied::Store(error) => error.into(),
-    })
+    })?;
+    hub.throttle.accepted(claim);
+    if !peer.arrival.prove(Holder::Gateway(identity.gateway.clone())) {
+        if hub.throttle.is_news(now().instant, "connections of a gateway") {
+            let (gateway, peer) = (&identity.gateway, peer.address);
+            tracing::warn!(%gateway, %peer, "the gateway has too many connections");
+        }
+        return Err(Refusal::too_many_connections());
+    }
+    Ok(identity)
 }
 
-/// Sends an address away that had too many credentials refused.
-pub(super) fn check_rate(hub: &Hub, address: IpAddr) -> Result<(), Refusal> {
-    hub.throttle.may_try(now().instant, address).map_err(|wait| {
-        tracing::debug!(peer = %address, ?wait, "too many credentials of this address were refused");
+/// Sends away whoever had too many credentials refused.
+pub(super) fn check_rate(hub: &Hub, address: IpAddr, claim: Claim) -> Result<(), Refusal> {
+    hub.throttle.may_try(now().instant, address, claim).map_err(|wait| {
+        tracing::debug!(peer = %address, ?wait, "too many credentials were refused");
         Refusal::too_often(wait)
     })
 }

@@ -12,13 +12,10 @@ use super::{
     server::{Hub, now},
 };
 use crate::{
-    command::CommandId,
-    protocol::{CommandMessage, DEFAULT_MESSAGE_BYTES, HubMessage},
+    command::{CommandId, is_command_name},
+    protocol::{self, CommandMessage, DEFAULT_MESSAGE_BYTES, HubMessage},
     record::is_device_name,
 };
-
-/// The longest name of a command, in bytes.
-const MAX_NAME_BYTES: usize = 128;
 
 /// The longest that a command may wait for its gateway, and a device for its answer: 30 days.
 const MAX_MS: u64 = 30 * 24 * 3_600_000;
@@ -29,11 +26,11 @@ const MAX_MS: u64 = 30 * 24 * 3_600_000;
 pub(super) struct NewCommand {
     pub(super) device: String,
     pub(super) name: String,
-    #[serde(default = "null")]
+    #[serde(default = "protocol::no_params")]
     pub(super) params: Box<RawValue>,
     #[serde(default = "default_ttl_ms")]
     pub(super) ttl_ms: u64,
-    #[serde(default = "default_timeout_ms")]
+    #[serde(default = "protocol::default_timeout_ms")]
     pub(super) timeout_ms: u64,
     #[serde(default)]
     pub(super) idempotent: bool,
@@ -42,14 +39,13 @@ pub(super) struct NewCommand {
 impl NewCommand {
     /// Checks it and gives it its id.
     pub(super) fn into_message(self, id: CommandId) -> Result<CommandMessage, Refusal> {
-        let fits_a_topic_level = (1..=MAX_NAME_BYTES).contains(&self.name.len())
-            && !self.name.contains(|c: char| matches!(c, '/' | '+' | '#') || c.is_control());
-        if !fits_a_topic_level {
+        if !is_command_name(&self.name) {
             let message = "name is 1 to 128 bytes, without / + # and control characters";
             return Err(Refusal::bad_request(message));
         }
         if !is_device_name(&self.device) {
-            let message = "device is 1 to 256 bytes, without + # and control characters";
+            let message =
+                "device is 1 to 256 bytes, without $ in front, + # and control characters";
             return Err(Refusal::bad_request(message));
         }
         for (key, ms) in [("ttl_ms", self.ttl_ms), ("timeout_ms", self.timeout_ms)] {
@@ -103,14 +99,6 @@ pub(super) async fn create(
     }
 }
 
-fn null() -> Box<RawValue> {
-    RawValue::from_string("null".into()).expect("null is JSON")
-}
-
 fn default_ttl_ms() -> u64 {
     30_000
-}
-
-fn default_timeout_ms() -> u64 {
-    10_000
 }

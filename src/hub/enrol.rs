@@ -30,6 +30,7 @@ use super::{
     jwt::PublicKey,
     refusal::Refusal,
     server::{Hub, Peer, blocking, now},
+    throttle::Kind,
 };
 
 /// The largest body.
@@ -77,10 +78,14 @@ pub(super) async fn enrol(
     body: Body,
 ) -> Answered {
     let address = peer.address;
-    check_rate(&hub, address)?;
-    check_total(&hub, address)?;
-    let wish: Enrolment = read(body).await?;
+    let claim = hub.throttle.claim(Kind::Code, &());
+    check_rate(&hub, address, claim)?;
+    let failed = || hub.throttle.failed(now().instant, address, claim);
+    let wish: Enrolment = read(body).await.inspect_err(|_| failed())?;
     let digest = code_digest(&wish.code);
+    if digest.is_some() {
+        check_total(&hub, address)?;
+    }
     let (config, reader) = (hub.config.clone(), hub.reader.clone());
     let enrolled = blocking(move || {
         // Both are looked at whatever the other is, so that the time does not tell which is wrong;
@@ -120,7 +125,7 @@ pub(super) async fn enrol(
             Ok(issued(&hub, &headers, gateway, certificate, ca))
         }
         Err(reason) => {
-            hub.throttle.failed(now().instant, address);
+            failed();
             tracing::warn!(peer = %address, reason, "an enrolment was refused");
             Err(Refusal::enrolment_refused())
         }
@@ -142,7 +147,10 @@ pub(super) async fn renew(
         tracing::warn!(%gateway, peer = %peer.address, "a renewal was refused: no key of its own");
         return Err(Refusal::unauthorized());
     }
-    check_total(&hub, peer.address)?;
+    hub.throttle.renew(now().instant, &gateway).map_err(|wait| {
+        tracing::warn!(%gateway, peer = %peer.address, "the gateway renews too often");
+        Refusal::too_often(wait)
+    })?;
     let wish: Renewal = read(body).await?;
     let key = read_request(&wish.csr).map_err(|fault| {
         tracing::warn!(%gateway, peer = %peer.address, %fault, "a renewal was refused");
@@ -213,12 +221,13 @@ fn issued(
     json(StatusCode::OK, &issued)
 }
 
-/// Attempts of all addresses together have a bound too.
+/// Attempts of all addresses together have a bound too, for codes alone: what can't be one costs
+/// those nothing who have one. Nor is it the fault of whoever comes when too many did.
 fn check_total(hub: &Hub, address: IpAddr) -> Result<(), Refusal> {
     hub.throttle.enrol(now().instant).map_err(|wait| {
-        // Counted, so that one address can't fill the log with this.
-        hub.throttle.failed(now().instant, address);
-        tracing::warn!(peer = %address, "too many attempts to enrol or renew, of all addresses");
+        if hub.throttle.is_news(now().instant, "enrolments") {
+            tracing::warn!(peer = %address, "too many attempts to enrol, of all addresses");
+        }
         Refusal::too_often(wait)
     })
 }

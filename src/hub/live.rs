@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{
-    engine::StatusChange,
+    engine::{StatusChange, device_of_event},
     session::Stored,
     view::{self, RecordView},
 };
@@ -114,7 +114,7 @@ impl Live {
                 continue;
             }
             let named = match &record.body {
-                WireBody::Event { json, .. } => device_of(json.get()),
+                WireBody::Event { json, .. } => device_of_event(json.get()),
                 WireBody::Reading { .. } => String::new(),
             };
             let device = match &record.body {
@@ -226,15 +226,6 @@ impl Drop for Watch<'_> {
         watchers.retain(|watcher| watcher.number != self.watcher.number);
         self.live.count.store(watchers.len(), Ordering::Relaxed);
     }
-}
-
-fn device_of(event: &str) -> String {
-    #[derive(serde::Deserialize)]
-    struct Named {
-        #[serde(default)]
-        device: String,
-    }
-    serde_json::from_str::<Named>(event).map_or_else(|_| String::new(), |named| named.device)
 }
 
 #[cfg(test)]

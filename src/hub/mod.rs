@@ -32,7 +32,6 @@ mod fetch;
 mod issuer;
 pub mod jwt;
 mod live;
-mod logging;
 mod patience;
 mod presence;
 mod refusal;

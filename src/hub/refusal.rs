@@ -12,7 +12,7 @@
 //! | 426 | `upgrade_required` | a WebSocket path without handshake, or without one of its subprotocols |
 //! | 403 | `enrolment_refused` | the code or the request is not good; never which |
 //! | 408 | `too_slow` | the body did not come in time |
-//! | 429 | `too_many` | the gateway has as many open commands as are kept |
+//! | 429 | `too_many` | the gateway has as many open commands as are kept; or the credential as many connections as it may |
 //! | 429 | `too_often` | too many attempts; `Retry-After` says when to come again |
 //! | 503 | `unavailable` | the store is down; `Retry-After` says when to come again |
 
@@ -76,6 +76,10 @@ impl Refusal {
 
     pub(super) fn too_many(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+    }
+
+    pub(super) fn too_many_connections() -> Self {
+        Self::too_many("too many connections with this credential are open; close some")
     }
 
     pub(super) fn too_slow() -> Self {

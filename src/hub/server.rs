@@ -4,20 +4,25 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::{Router, body::Body, response::IntoResponse as _};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Response, header},
+    response::IntoResponse as _,
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tower_service::Service as _;
@@ -35,7 +40,7 @@ use super::{
     presence::Presence,
     refusal::Refusal,
     session::Now,
-    throttle::Throttle,
+    throttle::{Kind, Throttle},
     tls::{self, Loaded, TlsError},
 };
 
@@ -59,6 +64,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long the listener rests when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a stranger that was told to give way may take before another one is.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The hub could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +139,8 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// Its client certificate, if it showed one that a CA of ours signed.
     pub(super) shown: Option<Arc<Shown>>,
+    /// Where it proves whose it is.
+    pub(super) arrival: Arc<Arrival>,
     /// Held as long as anything of the connection lives, an upgraded one too.
     _place: Arc<OwnedSemaphorePermit>,
 }
@@ -158,7 +168,7 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let throttle = Throttle::new(&config.rates);
         let issuer = config.jwt.issuer.clone().map(IssuerKeys::new);
-        let arrivals = Arrivals::new(config.rates.handshakes);
+        let arrivals = Arrivals::new(config.rates.handshakes, config.connections_per_credential);
         let hub = Arc::new(Hub {
             reader: Arc::new(Reader::new(config.store.path.clone())),
             config,
@@ -239,8 +249,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 async fn accept(hub: &Arc<Hub>, listener: &TcpListener, places: &Arc<Semaphore>) {
     let router = api::router(hub.clone());
     loop {
-        // At the bound the system's own queue holds newcomers until somebody leaves.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (socket, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -254,12 +262,28 @@ async fn accept(hub: &Arc<Hub>, listener: &TcpListener, places: &Arc<Semaphore>)
             tracing::debug!(peer = %address, "cut: this address connects too often");
             continue;
         }
+        let place = place_for_newcomer(hub, places).await;
         let greeting = Greeting { hub: hub.clone(), router: router.clone(), place };
         tokio::spawn(async move {
             if let Err(error) = greeting.greet(socket, address.ip()).await {
                 tracing::debug!(peer = %address, %error, "a connection failed");
             }
         });
+    }
+}
+
+/// At the bound a stranger goes; where there is none, the system's own queue holds further
+/// newcomers until somebody leaves.
+async fn place_for_newcomer(hub: &Hub, places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    loop {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return place;
+        }
+        hub.arrivals.make_room();
+        let freed = timeout(LEAVE_TIMEOUT, places.clone().acquire_owned()).await;
+        if let Ok(Ok(place)) = freed {
+            return place;
+        }
     }
 }
 
@@ -274,14 +298,23 @@ type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 impl Greeting {
     async fn greet(self, socket: TcpStream, address: IpAddr) -> Served {
-        let (arrival, give_way) = self.hub.arrivals.enter();
+        if is_trusted(&self.hub.config.trusted_proxies, address) {
+            return self.serve(socket, address, None).await;
+        }
+        let (arrival, give_way) = self.hub.arrivals.enter(address);
         tokio::select! {
-            served = self.serve(socket, address, arrival) => served,
-            () = give_way.notified() => Err("cut: too many handshakes are under way".into()),
+            served = self.serve(socket, address, Some(arrival)) => served,
+            () = give_way.notified() => Err("cut: others come, and it has proven nothing".into()),
         }
     }
 
-    async fn serve(self, socket: TcpStream, address: IpAddr, arrival: Arrival) -> Served {
+    /// `arrival` is `None` for a trusted proxy's connection.
+    async fn serve(
+        self,
+        socket: TcpStream,
+        address: IpAddr,
+        arrival: Option<Arc<Arrival>>,
+    ) -> Served {
         socket.set_nodelay(true)?;
         let Some(tls) = &self.hub.tls else {
             return self.serve_http(socket, address, None, arrival).await;
@@ -308,8 +341,10 @@ impl Greeting {
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         if let Some(rustls::Error::InvalidCertificate(fault)) = cause {
             let fault = format!("{fault:?}");
-            let is_news = self.hub.throttle.may_try(now().instant, address).is_ok();
-            self.hub.throttle.failed(now().instant, address);
+            let (throttle, now) = (&self.hub.throttle, now().instant);
+            let claim = throttle.claim(Kind::RefusedCertificate, &());
+            let is_news = throttle.may_try(now, address, claim).is_ok();
+            throttle.failed(now, address, claim);
             if is_news {
                 tracing::warn!(peer = %address, fault, "a client certificate was refused");
             }
@@ -321,30 +356,26 @@ impl Greeting {
         socket: S,
         connected: IpAddr,
         shown: Option<Arc<Shown>>,
-        arrival: Arrival,
+        arrival: Option<Arc<Arrival>>,
     ) -> Served {
         let Self { hub, router, place } = self;
         let place = Arc::new(place);
-        let arrival = Mutex::new(Some(arrival));
         let mut stopping = hub.stopping();
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            // From the first request on, the connection is no longer half-open.
-            drop(arrival.lock().unwrap_or_else(PoisonError::into_inner).take());
-            let proxies = &hub.config.trusted_proxies;
-            let address = arrivals::client(proxies, connected, request.headers());
-            let too_often = if is_trusted(proxies, connected) {
-                hub.throttle.connect(now().instant, address).err()
-            } else {
-                None
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let address =
+                arrivals::client(&hub.config.trusted_proxies, connected, request.headers());
+            let entered = match &arrival {
+                Some(arrival) => Ok((arrival.clone(), None)),
+                None => enter_by_proxy(&hub, address),
             };
-            let peer = Peer { address, shown: shown.clone(), _place: place.clone() };
-            request.extensions_mut().insert(peer);
-            let mut router = router.clone();
+            let (shown, place, router) = (shown.clone(), place.clone(), router.clone());
             async move {
-                match too_often {
-                    Some(wait) => Ok(Refusal::too_often(wait).into_response()),
-                    None => router.call(request.map(Body::new)).await,
-                }
+                let (arrival, give_way) = match entered {
+                    Ok(entered) => entered,
+                    Err(refusal) => return Ok(refusal.into_response()),
+                };
+                let peer = Peer { address, shown, arrival, _place: place };
+                answer(router, request, peer, give_way).await
             }
         });
         let connection = http1::Builder::new()
@@ -359,6 +390,37 @@ impl Greeting {
             () = stopped(&mut stopping) => connection.as_mut().graceful_shutdown(),
         }
         Ok(connection.await?)
+    }
+}
+
+/// A request by way of a trusted proxy counts as a connection of its client's.
+fn enter_by_proxy(
+    hub: &Hub,
+    client: IpAddr,
+) -> Result<(Arc<Arrival>, Option<Arc<Notify>>), Refusal> {
+    hub.throttle.connect(now().instant, client).map_err(Refusal::too_often)?;
+    let (arrival, give_way) = hub.arrivals.enter(client);
+    Ok((arrival, Some(give_way)))
+}
+
+/// Answers a request, unless it is told to give way to others.
+async fn answer(
+    mut router: Router,
+    mut request: hyper::Request<Incoming>,
+    peer: Peer,
+    give_way: Option<Arc<Notify>>,
+) -> Result<Response<Body>, std::convert::Infallible> {
+    request.extensions_mut().insert(peer);
+    let answered = router.call(request.map(Body::new));
+    let Some(give_way) = give_way else { return answered.await };
+    tokio::select! {
+        answer = answered => answer,
+        () = give_way.notified() => {
+            let mut response = Refusal::too_often(Duration::ZERO).into_response();
+            // The place is wanted for somebody else.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            Ok(response)
+        }
     }
 }
 

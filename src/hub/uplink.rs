@@ -45,9 +45,6 @@ const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long after a credential could not be looked up it is looked up again.
 const RECHECK_PAUSE: Duration = Duration::from_millis(500);
 
-/// RFC 6455, section 7.4.1: what came is not UTF-8.
-const NOT_UTF8: u16 = 1007;
-
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
 
 /// Answers the upgrade.
@@ -244,7 +241,7 @@ impl Driver {
             Some(Ok(Message::Text(text))) => self.session.handle_message(now(), &text),
             Some(Ok(Message::Binary(_))) => self.session.handle_binary(now()),
             Some(Ok(Message::Close(frame))) => {
-                let code = frame.map_or(1005, |frame| u16::from(frame.code));
+                let code = frame.map_or(close::NO_CODE, |frame| u16::from(frame.code));
                 self.end = Some(End::Theirs(format!("closed with {code}")));
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
@@ -307,12 +304,11 @@ impl Driver {
     /// Verifies a token that came on the live link; a good one of this gateway is its credential
     /// from now on.
     async fn verify(&mut self, token: &str) -> Result<Option<Verified>, EngineError> {
-        let address = self.peer.address;
-        let denied = match authenticate::check_rate(&self.hub, address) {
-            Ok(()) => authenticate::of_token(&self.hub, token).await,
-            Err(_) => Err(Denied::Refused("too many were refused before it".into())),
-        };
-        match denied {
+        if let Err(wait) = self.hub.throttle.may_replace(now().instant, &self.id.gateway) {
+            tracing::debug!(gateway = %self.id.gateway, ?wait, "too many new tokens were refused");
+            return Ok(None);
+        }
+        match authenticate::of_token(&self.hub, token).await {
             Ok(identity) => {
                 let Identity { gateway, expiry, .. } = &identity;
                 let verified = Verified { gateway: gateway.to_string(), expiry: *expiry };
@@ -322,9 +318,9 @@ impl Driver {
                 Ok(Some(verified))
             }
             Err(Denied::Refused(reason)) => {
-                self.hub.throttle.failed(now().instant, address);
-                let gateway = &self.id.gateway;
-                tracing::warn!(%gateway, peer = %address, reason, "a new token was refused");
+                let (gateway, peer) = (&self.id.gateway, self.peer.address);
+                self.hub.throttle.not_replaced(now().instant, gateway);
+                tracing::warn!(%gateway, %peer, reason, "a new token was refused");
                 Ok(None)
             }
             Err(Denied::Store(error)) => Err(error),
@@ -410,7 +406,7 @@ impl Driver {
 /// The close code for a frame that breaks RFC 6455; `None`: the connection broke.
 fn broken_frame(error: &tungstenite::Error) -> Option<u16> {
     match error {
-        tungstenite::Error::Utf8(_) => Some(NOT_UTF8),
+        tungstenite::Error::Utf8(_) => Some(close::INVALID_DATA),
         tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         tungstenite::Error::Protocol(_) => Some(close::PROTOCOL_ERROR),
         _ => None,

@@ -138,7 +138,7 @@ impl Client<'_> {
                             self.send(answer.to_string().into()).await?;
                         }
                         Some(Ok(Message::Binary(_))) => {
-                            return self.close(1003, "text messages only").await;
+                            return self.close(close::UNSUPPORTED_DATA, "text messages only").await;
                         }
                         // The answer is queued; it leaves with the flush (RFC 6455, section 5.5.1).
                         Some(Ok(Message::Close(_))) => return write(self.socket.flush()).await,

@@ -50,10 +50,6 @@ const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 const MAX_CONTROL_BYTES: usize = 125;
 const MAX_REASON_BYTES: usize = 123;
 
-/// RFC 6455, section 7.4.1: the peer gave no code; what it sent is not UTF-8.
-const NO_CODE: u16 = 1005;
-const NOT_UTF8: u16 = 1007;
-
 type Socket = WebSocketStream<Stream>;
 
 /// Says [`Event::Up`], then carries frames until the end, which it returns. The socket is closed
@@ -148,7 +144,7 @@ async fn read(stream: &mut SplitStream<Socket>, events: &mpsc::Sender<Event>) ->
             Some(Ok(Message::Close(frame))) => {
                 let (code, reason) = match frame {
                     Some(frame) => (frame.code.into(), frame.reason.as_str().to_owned()),
-                    None => (NO_CODE, String::new()),
+                    None => (close::NO_CODE, String::new()),
                 };
                 return Heard::Close { code, reason };
             }
@@ -259,7 +255,7 @@ fn close_frame(code: u16, reason: &str) -> CloseFrame {
 /// The close code for what the peer did; `None` when there is nobody left to tell.
 fn fault_code(error: &tungstenite::Error) -> Option<u16> {
     match error {
-        tungstenite::Error::Utf8(_) => Some(NOT_UTF8),
+        tungstenite::Error::Utf8(_) => Some(close::INVALID_DATA),
         tungstenite::Error::Capacity(_) => Some(close::TOO_BIG),
         tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         tungstenite::Error::Protocol(_) => Some(close::PROTOCOL_ERROR),

@@ -6,12 +6,16 @@ pub const NORMAL: u16 = 1000;
 pub const GOING_AWAY: u16 = 1001;
 /// A frame or message broke the protocol.
 pub const PROTOCOL_ERROR: u16 = 1002;
+/// A kind of message that is not taken.
+pub const UNSUPPORTED_DATA: u16 = 1003;
+/// Never sent: the peer's close frame had no code.
+pub const NO_CODE: u16 = 1005;
+/// A text message that is not UTF-8, or not the JSON that it must be.
+pub const INVALID_DATA: u16 = 1007;
 /// Credential refused or revoked.
 pub const POLICY: u16 = 1008;
 /// Message too big.
 pub const TOO_BIG: u16 = 1009;
-/// The server failed.
-pub const INTERNAL: u16 = 1011;
 /// Restart; see `drain`.
 pub const RESTART: u16 = 1012;
 /// Try again later; see `drain`.
@@ -34,8 +38,6 @@ pub const FINAL_LAST: u16 = 4999;
 pub const FORBIDDEN: u16 = 4501;
 /// The hub does not know the gateway.
 pub const UNKNOWN_GATEWAY: u16 = 4502;
-/// No common version.
-pub const VERSION: u16 = 4503;
 
 /// Whether a close with this code is orderly, or about the session: what was under way then has no
 /// part in it.

@@ -339,7 +339,7 @@ pub struct CommandMessage {
     /// What to do.
     pub name: String,
     /// Any JSON; `null` when absent.
-    #[serde(default = "null")]
+    #[serde(default = "no_params")]
     pub params: Box<RawValue>,
     /// How long it may still be delivered, recomputed at every send.
     pub ttl_ms: u64,
@@ -363,11 +363,13 @@ pub struct HubState {
     pub state: State,
 }
 
-fn null() -> Box<RawValue> {
+/// The parameters of a command that has none.
+pub fn no_params() -> Box<RawValue> {
     RawValue::from_string("null".into()).expect("null is JSON")
 }
 
-fn default_timeout_ms() -> u64 {
+/// How long a device may take for its answer where the command does not say.
+pub fn default_timeout_ms() -> u64 {
     10_000
 }
 

@@ -21,7 +21,8 @@ use tokio_tungstenite::tungstenite::{
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+/// A connection to the hub.
+pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// How a stranger comes: from which address of this machine, with which certificate.
 #[derive(Clone)]

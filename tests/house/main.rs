@@ -50,7 +50,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("identity", &["command", "record", "topic", "protocol", "config", "crypto", "files"]),
     ("ops", &["command", "record", "topic", "protocol", "config"]),
-    ("hub", &["command", "record", "topic", "protocol", "crypto", "files"]),
+    ("hub", &["command", "record", "topic", "protocol", "crypto", "files", "ops"]),
 ];
 
 const NOUNS: &[&str] = &["command", "record", "topic"];

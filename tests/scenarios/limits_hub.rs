@@ -1,8 +1,13 @@
 //! The hub's limits: who misbehaves is held off, at little cost, and others get in meanwhile.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::TcpStream,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +17,7 @@ use crate::field::{
     Field, SOON, eventually,
     hub::Hub,
     signer::{Signer, claims},
-    uplink::Way,
+    uplink::{Tls, Way},
 };
 
 /// PROTOCOL.md, section 10.
@@ -27,6 +32,29 @@ fn way(field: &Field, hub: &Hub) -> Way {
 fn token(field: &Field, hub: &Hub) -> String {
     let file = hub.add_gateway(field, "gw-1");
     std::fs::read_to_string(file).expect("a token").trim().to_owned()
+}
+
+/// Asks for what anybody may have, and keeps the connection.
+fn ask_and_stay(stream: &mut Tls, client: &str) -> io::Result<()> {
+    let request =
+        format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-forwarded-for: {client}\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        answer.push(byte[0]);
+    }
+    Ok(())
+}
+
+/// Dropped, also by a panic, it ends who looks at it.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn resident_bytes(hub: &Hub) -> u64 {
@@ -99,8 +127,129 @@ fn a_request_that_never_ends_is_cut() {
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
+// A connection was taken for honest from its first request on, whatever that asked for: an address
+// that asked for /healthz on as many connections as there are places, and never stopped asking,
+// shut everybody else out.
 #[test]
-fn an_address_that_guesses_is_held_off_before_any_look_up_and_others_are_not() {
+fn an_address_that_holds_every_place_keeps_no_other_out() {
+    const PLACES: usize = 24;
+    let field = Field::new();
+    let mut hub = Hub::with(&field, "", &format!("[limits]\nmax_connections = {PLACES}"));
+    hub.start();
+    let token = token(&field, &hub);
+    let way = way(&field, &hub);
+    let (mut uplink, _) = way.session(Some(&token), "gw-1");
+    let stop = AtomicBool::new(false);
+    let (told, is_full) = mpsc::channel();
+    thread::scope(|scope| {
+        let ends = Ends(&stop);
+        scope.spawn(|| {
+            let told = told;
+            let crowd = way.from(2);
+            // One place is the gateway's.
+            let mut held: Vec<Option<Tls>> = (1..PLACES).map(|_| None).collect();
+            while !stop.load(Ordering::Relaxed) {
+                for slot in &mut held {
+                    let stream = slot.take().or_else(|| crowd.tls().ok());
+                    *slot = stream.and_then(|mut stream| {
+                        ask_and_stay(&mut stream, "").is_ok().then_some(stream)
+                    });
+                }
+                let _ = told.send(());
+            }
+        });
+        is_full.recv().expect("the crowd lives");
+        for number in 3..8 {
+            let gateway = format!("gw-{number}");
+            let file = hub.add_gateway(&field, &gateway);
+            let token = std::fs::read_to_string(file).expect("a token");
+            way.from(number).session(Some(token.trim()), &gateway);
+        }
+        drop(ends);
+    });
+    // Who proved itself before is not cut for anybody.
+    uplink.say(&json!({"type": "auth", "token": token}));
+    assert_eq!(uplink.hear()["type"], "auth_ok");
+}
+
+#[test]
+fn a_trusted_proxy_keeps_its_connections_and_a_stranger_only_so_many() {
+    const STRANGERS: usize = 3;
+    let field = Field::new();
+    let limits = format!("[limits]\nhandshakes = {STRANGERS}");
+    let mut hub = Hub::with(&field, "trusted_proxies = [\"127.0.0.1\"]", &limits);
+    hub.start();
+    let way = way(&field, &hub);
+    let stay = |way: &Way| -> usize {
+        let come = |number: usize| {
+            let mut stream = way.tls().expect("a connection");
+            // A stranger's word about whom it speaks for counts for nothing.
+            ask_and_stay(&mut stream, &format!("192.0.2.{number}")).expect("an answer");
+            stream
+        };
+        let mut streams: Vec<Tls> = (0..10).map(come).collect();
+        let again = |stream: &mut Tls| ask_and_stay(stream, "192.0.2.99").is_ok();
+        streams.iter_mut().map(again).filter(|stays| *stays).count()
+    };
+    assert_eq!(stay(&way), 10);
+    assert_eq!(stay(&way.from(9)), STRANGERS);
+}
+
+#[test]
+fn a_credential_has_so_many_connections_and_leaves_the_others_theirs() {
+    let field = Field::new();
+    let mut hub = Hub::with(&field, "", "[limits]\nconnections_per_credential = 2");
+    hub.start();
+    let way = way(&field, &hub);
+    let live = |token: &str| way.live(token);
+    let first = live(&hub.api.token).expect("a live feed");
+    let _second = live(&hub.api.token).expect("another");
+    assert_eq!(live(&hub.api.token).err(), Some(429));
+    let answer = way.ask("GET", "/v1/gateways", Some(&hub.api.token), "").expect("an answer");
+    assert_eq!(answer.status, 429, "{answer:?}");
+    assert!(answer.body.contains("too many connections"), "{answer:?}");
+    let other = hub.manage(&["api-token", "add", "other", "--scopes", "live"]);
+    live(other.trim()).expect("somebody else's");
+    drop(first);
+    eventually("the place of a feed that ended is free", SOON, || live(&hub.api.token).ok());
+}
+
+#[test]
+fn an_answer_that_nobody_reads_is_given_up() {
+    /// How long a peer may take nothing.
+    const WRITE: Duration = Duration::from_secs(30);
+    let field = Field::new();
+    let mut hub = Hub::with(&field, "", "[limits]\nconnections_per_credential = 1");
+    hub.start();
+    let way = way(&field, &hub);
+    let (mut uplink, _) = way.session(Some(&token(&field, &hub)), "gw-1");
+    // More than what the system takes for a reader that does not read.
+    let record = json!({"ts": 5, "device": "d", "topic": "t", "payload": "x".repeat(100_000)});
+    for number in 0..40 {
+        let records = [&record, &record];
+        uplink.say(&json!({"type": "data", "stream": "telemetry", "epoch": "00000000000000e1",
+                           "seq": 1 + 2 * number, "records": records}));
+        while uplink.hear()["type"] != "ack" {}
+    }
+    let mut unread = way.tls().expect("the hub accepts");
+    let api = &hub.api.token;
+    let request = format!(
+        "GET /v1/gateways/gw-1/records?limit=1000 HTTP/1.1\r\nhost: localhost\r\nauthorization: \
+         Bearer {api}\r\n\r\n"
+    );
+    unread.write_all(request.as_bytes()).expect("a fresh connection");
+    let mut begun = [0; 12];
+    unread.read_exact(&mut begun).expect("the head of the answer");
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    let status = || way.ask("GET", "/v1/gateways", Some(api), "").expect("an answer").status;
+    assert_eq!(status(), 429, "the token's one connection is at it");
+    eventually("the connection is given up", WRITE + SOON, || (status() == 200).then_some(()));
+}
+
+// Thirty refusals a minute held off everybody behind their address: boards of one site, and those
+// that share the address of a mobile network with strangers.
+#[test]
+fn a_guess_is_held_off_before_any_look_up_and_others_of_its_address_are_not() {
     let field = Field::new();
     let mut hub = Hub::with(&field, "", "[limits]\nfailures_per_minute = 3");
     hub.start();
@@ -111,16 +260,9 @@ fn an_address_that_guesses_is_held_off_before_any_look_up_and_others_are_not() {
     for _ in 0..3 {
         assert_eq!(guesser.upgrade(Some(&guess)).err(), Some(401));
     }
-    // Whatever it shows now, and wherever.
-    assert_eq!(guesser.upgrade(Some(&right)).err(), Some(429));
-    for (method, path) in [
-        ("GET", "/v1/gateways"),
-        ("POST", "/v1/enroll"),
-        ("POST", "/v1/renew"),
-        ("GET", "/v1/live"),
-    ] {
-        let body = json!({"code": "0000-0000-0000", "csr": ""}).to_string();
-        let answer = guesser.ask(method, path, Some(&guess), &body).expect("an answer");
+    assert_eq!(guesser.upgrade(Some(&guess)).err(), Some(429));
+    for (method, path) in [("GET", "/v1/gateways"), ("POST", "/v1/renew"), ("GET", "/v1/live")] {
+        let answer = guesser.ask(method, path, Some(&guess), "").expect("an answer");
         let expected = if path == "/v1/live" { 426 } else { 429 };
         assert_eq!(answer.status, expected, "{path}: {answer:?}");
         if expected == 429 {
@@ -129,6 +271,15 @@ fn an_address_that_guesses_is_held_off_before_any_look_up_and_others_are_not() {
             assert!((1..=21).contains(&seconds), "{seconds}");
         }
     }
+    let (mut uplink, _) = guesser.session(Some(&right), "gw-1");
+    let guesses: Vec<_> =
+        (0..60).map(|number| guesser.upgrade(Some(&format!("{right}{number}"))).err()).collect();
+    assert!(guesses[..20].iter().all(|status| *status == Some(401)), "{guesses:?}");
+    assert!(guesses.contains(&Some(429)), "the address has a bound too: {guesses:?}");
+    // Who was let in before is let in again, and nobody's guesses count on a live link.
+    uplink.say(&json!({"type": "auth", "token": right}));
+    assert_eq!(uplink.hear()["type"], "auth_ok");
+    guesser.session(Some(&right), "gw-1");
     way.session(Some(&right), "gw-1");
     assert_eq!(guesser.ask("GET", "/healthz", None, "").expect("an answer").status, 200);
 }
@@ -147,6 +298,39 @@ fn attempts_to_enrol_have_a_bound_for_all_addresses_together() {
         statuses.push(answer.expect("an answer").status);
     }
     assert_eq!(statuses, [403, 403, 403, 403, 403, 429, 429, 429]);
+}
+
+// One bound for all addresses was spent before a body was read, and renewals shared it: one request
+// a second without any code kept boards from enrolling, and from renewing what was about to end.
+#[test]
+fn whoever_has_no_code_keeps_nobody_from_enrolling_or_renewing() {
+    let field = Field::new();
+    let mut hub =
+        Hub::with(&field, "", "[limits]\nenrolments_per_minute = 2\nfailures_per_minute = 5");
+    hub.manage(&["ca", "init"]);
+    hub.start();
+    let way = way(&field, &hub);
+    let status = |last: u8, body: &str| {
+        way.from(last).ask("POST", "/v1/enroll", None, body).expect("an answer").status
+    };
+    let no_code = json!({"code": "nonsense", "csr": ""}).to_string();
+    let refused: Vec<u16> =
+        ["{}", "", "[1]", &no_code, &no_code, "{}"].iter().map(|body| status(2, body)).collect();
+    assert_eq!(refused, [400, 400, 400, 403, 403, 429]);
+    let wrong = json!({"code": "0000-0000-0000", "csr": Signer::p256().request()}).to_string();
+    assert_eq!([3, 4, 5].map(|last| status(last, &wrong)), [403, 403, 429]);
+    hub.wait_for_log(&["WARN", "too many attempts to enrol"]);
+    // That it came when too many did is not counted as its own failure.
+    assert!((0..8).all(|_| status(6, &wrong) == 429));
+    assert_eq!(status(6, "{}"), 400);
+
+    let key = Signer::p256();
+    let file = field.write("gw-1.pub", key.public_pem());
+    hub.manage(&["gateway", "add", "gw-1", "--public-key", file.to_str().expect("UTF-8")]);
+    let body = json!({"csr": key.request()}).to_string();
+    let token = key.token(&claims("gw-1", 600));
+    let renewed = way.ask("POST", "/v1/renew", Some(&token), &body).expect("an answer");
+    assert_eq!(renewed.status, 200, "{renewed:?}");
 }
 
 #[test]

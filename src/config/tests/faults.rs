@@ -79,8 +79,8 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "uplink",
             "ping_interval = '25'",
-            "uplink.ping_interval: \"25\" is not a duration; write a whole number and ms, s, m or \
-             h, such as \"25s\"",
+            "uplink.ping_interval: \"25\" is not a duration; write a whole number and ms, s, m, h \
+             or d, such as \"25s\"",
         ),
         (
             "uplink",
@@ -152,7 +152,7 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "uplink.jwt",
             "lifetime = '25h'\naudience = ''",
-            "uplink.jwt.lifetime: \"25h\" is out of bounds; write 1m to 24h\n3: \
+            "uplink.jwt.lifetime: \"25h\" is out of bounds; write 1m to 1d\n3: \
              uplink.jwt.audience: write 1 to 256 bytes of text",
         ),
         (
@@ -160,7 +160,7 @@ fn a_fault_in_a_value_says_what_to_write() {
             "order = 'x'",
             "spool.order: \"x\" is not known; write \"oldest-first\" or \"live-first\"",
         ),
-        ("spool", "max_age = '1s'", "spool.max_age: \"1s\" is out of bounds; write 1m to 87600h"),
+        ("spool", "max_age = '1s'", "spool.max_age: \"1s\" is out of bounds; write 1m to 3650d"),
         (
             "spool",
             "max_bytes = '1MiB'",

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use super::{Now, Receipts};
 use crate::{
-    command::{Allow, Command, CommandId, Failure, State, Status},
+    command::{Allow, Command, CommandId, Failure, State, Status, is_command_name},
     planted::{Bug, planted},
     record::{self, Receipt, SourceId},
     topic::Template,
@@ -267,10 +267,10 @@ impl Commands {
             let why = format!("{device:?} can't be the name of a device");
             return Some(failure("unknown_device", &why));
         }
-        if name.is_empty() || name.len() > 128 || name.contains(['/', '+', '#', '\0']) {
+        if !is_command_name(name) {
             return Some(failure(
                 "bad_params",
-                "a command's name is one topic level of up to 128 bytes",
+                "a command's name is one topic level of up to 128 bytes, without control characters",
             ));
         }
         if !self.rules.allow.iter().any(|allow| allow.permits(device, name)) {

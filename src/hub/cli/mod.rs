@@ -11,9 +11,8 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
-use tracing::level_filters::LevelFilter;
-
 use super::config::{Config, ConfigError, DEFAULT_FILE};
+use crate::ops::log::FilterError;
 use identity::{CaCommand, EnrollCodeArguments};
 
 /// Something failed.
@@ -42,6 +41,10 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match obey(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<FilterError>() => {
+            eprintln!("--log: {error}");
+            ExitCode::from(USAGE)
+        }
         Err(error) => {
             eprintln!("fieldgate-hub: {error:#}");
             ExitCode::from(if error.is::<ConfigError>() { BAD_CONFIG } else { FAILURE })
@@ -52,7 +55,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn obey(arguments: &Arguments) -> anyhow::Result<()> {
     let config = || Config::load(&arguments.config);
     match &arguments.verb {
-        Verb::Run => run::run(config()?, arguments.log),
+        Verb::Run => run::run(config()?, arguments.log.as_deref()),
         Verb::Gateway { command } => manage::gateway(&config()?, command),
         Verb::ApiToken { command } => manage::api_token(&config()?, command),
         Verb::Command { command } => manage::command(&config()?, command),
@@ -70,9 +73,9 @@ struct Arguments {
     /// The configuration.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_FILE)]
     config: PathBuf,
-    /// How much is logged: error, warn, info, debug or trace.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
-    log: LevelFilter,
+    /// What to log: error, warn, info, debug, trace, or TARGET=LEVEL,… [default: info]
+    #[arg(long, global = true, env = "FIELDGATE_LOG", value_name = "FILTER")]
+    log: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -252,6 +255,11 @@ mod tests {
         let code = |code: u8| format!("{:?}", ExitCode::from(code));
         assert_eq!(format!("{:?}", run("fieldgate-hub --help")), code(0));
         assert_eq!(format!("{:?}", run("fieldgate-hub nonsense")), code(2));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hub.toml");
+        std::fs::write(&file, "").unwrap();
+        let loud = format!("fieldgate-hub run --log loud --config {}", file.display());
+        assert_eq!(format!("{:?}", run(&loud)), code(2));
         assert_eq!(format!("{:?}", run("fieldgate-hub run --config /nonexistent.toml")), code(78));
         assert_eq!(format!("{:?}", run("fieldgate-hub demo-ca --dir /dev/null/x")), code(1));
     }

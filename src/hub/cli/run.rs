@@ -3,12 +3,13 @@
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::level_filters::LevelFilter;
 
-use crate::hub::{
-    config::{Config, ConfigError},
-    logging,
-    server::{Server, ServerError},
+use crate::{
+    hub::{
+        config::{Config, ConfigError},
+        server::{Server, ServerError},
+    },
+    ops::log,
 };
 
 /// Threads of the runtime; the engine and questions to the database have their own.
@@ -17,8 +18,8 @@ const WORKERS: usize = 2;
 /// The most questions to the database at once; more wait for their turn.
 const READERS: usize = 8;
 
-pub(super) fn run(config: Config, log: LevelFilter) -> anyhow::Result<()> {
-    logging::start(log);
+pub(super) fn run(config: Config, filter: Option<&str>) -> anyhow::Result<()> {
+    log::start(filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(READERS)

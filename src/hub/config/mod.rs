@@ -8,7 +8,7 @@ mod values;
 use std::{
     fmt,
     net::SocketAddr,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,8 +55,11 @@ pub struct Config {
     pub rates: Rates,
     /// The database and how much it keeps.
     pub store: SqliteOptions,
-    /// The most connections at once; at the bound new ones wait to be accepted.
+    /// The most connections at once; at the bound a stranger's gives way, or new ones wait to be
+    /// accepted.
     pub max_connections: usize,
+    /// The most of one gateway, and of one token of the API.
+    pub connections_per_credential: NonZeroUsize,
     /// What the hub takes from a gateway.
     pub limits: HubLimits,
     /// What may be outstanding in a stream.
@@ -126,13 +129,15 @@ pub struct Ca {
 pub struct Rates {
     /// New connections of one address; ten seconds' worth may come at once.
     pub connections_per_second: NonZeroU32,
-    /// Connections whose first request has not come; beyond it the oldest is cut.
-    pub handshakes: usize,
-    /// Refused credentials of one address; a minute's worth may come at once.
+    /// Connections on which no credential was accepted; beyond it the oldest is cut of the address
+    /// that has the most.
+    pub handshakes: NonZeroUsize,
+    /// Refusals of one credential, or one who is claimed, at one address; ten times that of the
+    /// address. A minute's worth may come at once.
     pub failures_per_minute: NonZeroU32,
-    /// New sessions of one gateway; a minute's worth may come at once.
+    /// New sessions of one gateway, and renewals; a minute's worth may come at once.
     pub sessions_per_minute: NonZeroU32,
-    /// Attempts to enrol and to renew, of all addresses together.
+    /// Attempts to enrol, of all addresses together.
     pub enrolments_per_minute: NonZeroU32,
     /// What one gateway may send.
     pub traffic: Traffic,
@@ -234,6 +239,7 @@ impl Config {
                 },
             },
             max_connections: limits.max_connections.get().into(),
+            connections_per_credential: limits.connections_per_credential.into(),
             limits: HubLimits {
                 frame_bytes: limits.frame_bytes.0,
                 record_bytes: limits.record_bytes.0,
@@ -252,7 +258,7 @@ impl Config {
 fn rates(limits: &RawLimits) -> Rates {
     Rates {
         connections_per_second: limits.connections_per_second,
-        handshakes: limits.handshakes.get().into(),
+        handshakes: limits.handshakes.into(),
         failures_per_minute: limits.failures_per_minute,
         sessions_per_minute: limits.sessions_per_minute,
         enrolments_per_minute: limits.enrolments_per_minute,

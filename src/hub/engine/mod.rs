@@ -259,3 +259,13 @@ pub struct SqliteOptions {
     /// How much is kept.
     pub retention: Retention,
 }
+
+/// The device that an event names; of one that names none or can't be read, nothing.
+pub(in crate::hub) fn device_of_event(json: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        #[serde(default)]
+        device: String,
+    }
+    serde_json::from_str::<Named>(json).map_or_else(|_| String::new(), |named| named.device)
+}

@@ -197,7 +197,8 @@ impl Session {
                 return self.close(close::UNSUPPORTED, "unsupported message");
             }
             Err(error) => {
-                let code = if error.is_data() { close::PROTOCOL_ERROR } else { NOT_JSON };
+                let code =
+                    if error.is_data() { close::PROTOCOL_ERROR } else { close::INVALID_DATA };
                 self.say_error("bad_message", error.to_string());
                 return self.close(code, "bad message");
             }
@@ -220,7 +221,7 @@ impl Session {
     /// A binary message came, although no binary subprotocol was selected.
     pub fn handle_binary(&mut self, now: Now) {
         self.liveness.heard(now.instant);
-        self.close(UNSUPPORTED_DATA, "fieldgate.v1.json has text messages only");
+        self.close(close::UNSUPPORTED_DATA, "fieldgate.v1.json has text messages only");
     }
 
     /// A message larger than `limits.frame_bytes` came, or began to.
@@ -511,9 +512,3 @@ impl Session {
         }
     }
 }
-
-/// RFC 6455, section 7.4.1: a text message that is not what a text message must be.
-const NOT_JSON: u16 = 1007;
-
-/// RFC 6455, section 7.4.1: a kind of message that is not taken.
-const UNSUPPORTED_DATA: u16 = 1003;

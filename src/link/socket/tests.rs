@@ -45,7 +45,7 @@ async fn cut(link: &mut Link) -> String {
 async fn a_server_that_breaks_the_protocol_is_told_how_and_cut() {
     let large = [&[0x82, 0x7f], &(1u64 << 40).to_be_bytes()[..]].concat();
     for (bytes, code, word) in [
-        (b"\x81\x02\xc3\x28".to_vec(), NOT_UTF8, "not UTF-8"),
+        (b"\x81\x02\xc3\x28".to_vec(), close::INVALID_DATA, "not UTF-8"),
         (b"\x81\x82\x01\x02\x03\x04ab".to_vec(), close::PROTOCOL_ERROR, "masked"),
         (b"\xc1\x00".to_vec(), close::PROTOCOL_ERROR, "Reserved"),
         (b"\x80\x00".to_vec(), close::PROTOCOL_ERROR, "continue"),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Group, Numbers, schema::ID_BITS};
 use crate::{
     command::Status,
-    hub::engine::{Answer, Applied, EngineError, SessionId, StatusChange},
+    hub::engine::{Answer, Applied, EngineError, SessionId, StatusChange, device_of_event},
     protocol::{Data, Epoch, HeldEpoch, Payload, Skip, StreamName, WireBody, WireRecord},
 };
 
@@ -213,7 +213,7 @@ impl Group<'_> {
                 (device.as_str(), topic.as_str(), None, payload)
             }
             WireBody::Event { kind, json } => {
-                named = device_of(json.get());
+                named = device_of_event(json.get());
                 (named.as_str(), "", Some(kind.as_str()), ToSqlOutput::from(json.get()))
             }
         };
@@ -296,13 +296,14 @@ impl Group<'_> {
     ) -> Result<(), EngineError> {
         #[derive(Deserialize)]
         struct Refused {
-            count: u32,
+            count: u64,
         }
         match kind {
             "refused" => {
                 if let Ok(refused) = serde_json::from_str::<Refused>(json) {
+                    let count = i64::try_from(refused.count).unwrap_or(i64::MAX);
                     self.count(&session.gateway, |counts| {
-                        counts.refused += i64::from(refused.count)
+                        counts.refused = counts.refused.saturating_add(count);
                     });
                 }
             }
@@ -343,13 +344,4 @@ impl Group<'_> {
         };
         Ok(self.change_state(gateway_no, &change)?.then_some(change))
     }
-}
-
-fn device_of(event: &str) -> String {
-    #[derive(Deserialize)]
-    struct Named {
-        #[serde(default)]
-        device: String,
-    }
-    serde_json::from_str::<Named>(event).map_or_else(|_| String::new(), |named| named.device)
 }

@@ -245,8 +245,8 @@ impl Group<'_> {
     fn write_counts(&mut self) -> Result<(), EngineError> {
         let mut write = self.tx.prepare_cached(
             "UPDATE gateways SET received = received + ?2, duplicate = duplicate + ?3,
-             lost = min(lost + ?4, 9007199254740991), refused = refused + ?5,
-             rejected = rejected + ?6,
+             lost = min(lost + ?4, 9007199254740991),
+             refused = min(refused + ?5, 9007199254740991), rejected = rejected + ?6,
              next_record = ?7, last_seen_ms = ?8 WHERE no = ?1",
         )?;
         for (gateway, counts) in &self.counts {

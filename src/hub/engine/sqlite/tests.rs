@@ -409,6 +409,26 @@ fn what_another_process_wrote_is_seen() {
     assert!(matches!(bench.apply(1, E1, 1, 1), Answer::UnknownGateway));
 }
 
+// A gateway writes the count in 64 bits; read in 32, an event with more was not counted at all.
+#[test]
+fn every_refusal_that_an_event_tells_of_is_counted() {
+    let mut bench = Bench::new();
+    bench.open(1, &[]);
+    let mut tell = |seq: u64, count: u64| {
+        let text = format!(
+            r#"{{"type":"data","stream":"events","epoch":"{E1}","seq":{seq},"records":[{{"kind":"refused","device":"d","reason":"flood","count":{count},"ts":5}}]}}"#
+        );
+        let request =
+            Request::Apply { session: session(1), data: parsed(&text), rejected: Vec::new() };
+        applied(bench.ask(request));
+        bench.counters()[3]
+    };
+    assert_eq!(tell(1, 7), 7);
+    assert_eq!(tell(2, 1 << 40), (1 << 40) + 7);
+    assert_eq!(tell(3, u64::MAX), (1 << 53) - 1, "what JSON holds exactly");
+    assert_eq!(tell(4, 1), (1 << 53) - 1);
+}
+
 #[test]
 fn a_foreign_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
