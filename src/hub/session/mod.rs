@@ -297,6 +297,7 @@ impl Session {
                     self.send(&HubMessage::Cancel { id });
                 }
             }
+            (_, Ok(Answer::TooManyEpochs)) => self.break_off("too many epochs are kept"),
             (Asked::Finish, Ok(Answer::Ended { statuses })) => self.handle_statuses(statuses),
             (asked, Err(_)) => self.handle_engine_failure(asked),
             (_, Ok(_)) => {}

@@ -278,6 +278,15 @@ fn without_a_store_there_is_no_welcome() {
 }
 
 #[test]
+fn a_gateway_with_too_many_epochs_is_told_so() {
+    let mut bench = Bench::new();
+    bench.hear(&hello(1, 1));
+    bench.did();
+    bench.answer(Answer::TooManyEpochs);
+    assert_eq!(bench.did(), [said("error bad_message"), Did::Closed(close::PROTOCOL_ERROR)]);
+}
+
+#[test]
 fn commands_come_after_the_welcome_as_many_as_the_gateway_bears() {
     let mut bench = Bench::new();
     bench.hear(&hello(1, 1));
