@@ -14,6 +14,7 @@ use axum::{Router, body::Body, response::IntoResponse as _};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -31,7 +32,7 @@ use super::{
     engine::{Answer, EngineError, Reader, Request, Sqlite, Store},
     issuer::IssuerKeys,
     live::Live,
-    patience::Patient,
+    patience::{Patient, Progress},
     presence::Presence,
     refusal::Refusal,
     session::Now,
@@ -47,6 +48,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a peer may take nothing of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Unsent bytes in the kernel above which a socket takes no more: so little that a slow line shows
+/// its progress, and that what is said last has little before it.
+const NOT_SENT_LOW_WATER: u32 = 16 << 10;
 
 /// What is buffered of a request's head.
 const HEADER_BYTES: usize = 16 << 10;
@@ -254,7 +259,8 @@ async fn accept(hub: &Arc<Hub>, listener: &TcpListener, places: &Arc<Semaphore>)
             tracing::debug!(peer = %address, "cut: this address connects too often");
             continue;
         }
-        let greeting = Greeting { hub: hub.clone(), router: router.clone(), place };
+        let (hub, router, progress) = (hub.clone(), router.clone(), Arc::default());
+        let greeting = Greeting { hub, router, place, progress };
         tokio::spawn(async move {
             if let Err(error) = greeting.greet(socket, address.ip()).await {
                 tracing::debug!(peer = %address, %error, "a connection failed");
@@ -268,6 +274,7 @@ struct Greeting {
     hub: Arc<Hub>,
     router: Router,
     place: OwnedSemaphorePermit,
+    progress: Arc<Progress>,
 }
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -283,6 +290,10 @@ impl Greeting {
 
     async fn serve(self, socket: TcpStream, address: IpAddr, arrival: Arrival) -> Served {
         socket.set_nodelay(true)?;
+        if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(NOT_SENT_LOW_WATER) {
+            tracing::debug!(%error, "the kernel refused a socket option");
+        }
+        let socket = Patient::new(socket, WRITE_TIMEOUT, self.progress.clone());
         let Some(tls) = &self.hub.tls else {
             return self.serve_http(socket, address, None, arrival).await;
         };
@@ -323,7 +334,7 @@ impl Greeting {
         shown: Option<Arc<Shown>>,
         arrival: Arrival,
     ) -> Served {
-        let Self { hub, router, place } = self;
+        let Self { hub, router, place, progress } = self;
         let place = Arc::new(place);
         let arrival = Mutex::new(Some(arrival));
         let mut stopping = hub.stopping();
@@ -339,6 +350,7 @@ impl Greeting {
             };
             let peer = Peer { address, shown: shown.clone(), _place: place.clone() };
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(progress.clone());
             let mut router = router.clone();
             async move {
                 match too_often {
@@ -351,7 +363,7 @@ impl Greeting {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(Patient::new(socket, WRITE_TIMEOUT)), service)
+            .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
