@@ -162,8 +162,9 @@ fn crosses_a_slow_line(claim: &'static str, habits: Habits) {
     outpost.assert_nothing_lost_nor_doubled();
 }
 
-/// A command of 240 kB takes half a minute at 64 kbit/s. The hub took so slow a line for a dead one
-/// and cut it, the gateway dialled anew, and was sent the same command again, for ever.
+/// A command of 240 kB takes half a minute at 64 kbit/s, and a second one no less to be taken by the
+/// socket. The hub cut the line after 20 s of that, the gateway dialled anew, and was sent the same
+/// commands again, for ever.
 #[test]
 fn commands_that_take_longer_than_every_deadline_cross_a_slow_line_once() {
     const CLAIM: &str =
@@ -181,7 +182,7 @@ fn commands_that_take_longer_than_every_deadline_cross_a_slow_line_once() {
     let valve = Actuator::start(outpost.gateway.port, "valve-1", obeys);
     let began = Instant::now();
     let within = Duration::from_secs(150);
-    let sizes = [240_000, 20_000, 20_000, 20_000];
+    let sizes = [240_000, 240_000, 20_000];
     let ids = sizes.map(|bytes| {
         let params = json!({ "recipe": "x".repeat(bytes) });
         outpost.hub.command_with(GATEWAY, "valve-1", "cook", within * 2, params)
