@@ -5,10 +5,10 @@
 //! |---|---|
 //! | [`session`] | one gateway's connection, as PROTOCOL.md says; pure |
 //! | [`engine`] | what is kept, and the thread that commits it |
-//! | [`server`] | the process: store, listener, start and stop; `tls`, `upgrade` |
+//! | [`server`] | the process: store, listener, start and stop; `tls`, [`upgrade`] |
 //! | `authenticate` | who a gateway is; [`jwt`], `issuer` (keys of an outside one) and `fetch`, [`authority`] (the hub's own CA), `enrol` |
 //! | `throttle`, `arrivals`, `patience` | how often strangers may try, how many at once, and how long they may take nothing |
-//! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `presence` knows all of them |
+//! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `outbox` is what it has yet to write, `presence` knows all of them |
 //! | `api` | the HTTP API; `access` (tokens and scopes), `commands`, `view`, and `refusal`, how it says no |
 //! | [`watch`] | `/v1/live`, for applications and browsers; `live` has the queues |
 //! | [`config`], [`credential`], [`demo_ca`] | `hub.toml`; tokens and codes; throwaway certificates |
@@ -32,6 +32,7 @@ mod fetch;
 mod issuer;
 pub mod jwt;
 mod live;
+mod outbox;
 mod patience;
 mod presence;
 mod refusal;
@@ -41,7 +42,7 @@ pub mod session;
 mod tests;
 mod throttle;
 mod tls;
-mod upgrade;
+pub mod upgrade;
 mod uplink;
 mod view;
 pub mod watch;

@@ -19,6 +19,7 @@ use axum::{
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -36,7 +37,7 @@ use super::{
     engine::{Answer, EngineError, Reader, Request, Sqlite, Store, Voucher},
     issuer::IssuerKeys,
     live::Live,
-    patience::Patient,
+    patience::{Patient, Progress},
     presence::Presence,
     refusal::Refusal,
     session::Now,
@@ -52,6 +53,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a peer may take nothing of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Unsent bytes in the kernel above which a socket takes no more: so little that a slow line shows
+/// its progress, and that what is said last has little before it.
+const NOT_SENT_LOW_WATER: u32 = 16 << 10;
 
 /// What is buffered of a request's head.
 const HEADER_BYTES: usize = 16 << 10;
@@ -263,7 +268,8 @@ async fn accept(hub: &Arc<Hub>, listener: &TcpListener, places: &Arc<Semaphore>)
             continue;
         }
         let place = place_for_newcomer(hub, places).await;
-        let greeting = Greeting { hub: hub.clone(), router: router.clone(), place };
+        let (hub, router, progress) = (hub.clone(), router.clone(), Arc::default());
+        let greeting = Greeting { hub, router, place, progress };
         tokio::spawn(async move {
             if let Err(error) = greeting.greet(socket, address.ip()).await {
                 tracing::debug!(peer = %address, %error, "a connection failed");
@@ -292,6 +298,7 @@ struct Greeting {
     hub: Arc<Hub>,
     router: Router,
     place: OwnedSemaphorePermit,
+    progress: Arc<Progress>,
 }
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -316,6 +323,10 @@ impl Greeting {
         arrival: Option<Arc<Arrival>>,
     ) -> Served {
         socket.set_nodelay(true)?;
+        if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(NOT_SENT_LOW_WATER) {
+            tracing::debug!(%error, "the kernel refused a socket option");
+        }
+        let socket = Patient::new(socket, WRITE_TIMEOUT, self.progress.clone());
         let Some(tls) = &self.hub.tls else {
             return self.serve_http(socket, address, None, arrival).await;
         };
@@ -358,10 +369,11 @@ impl Greeting {
         shown: Option<Arc<Shown>>,
         arrival: Option<Arc<Arrival>>,
     ) -> Served {
-        let Self { hub, router, place } = self;
+        let Self { hub, router, place, progress } = self;
         let place = Arc::new(place);
         let mut stopping = hub.stopping();
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(progress.clone());
             let address =
                 arrivals::client(&hub.config.trusted_proxies, connected, request.headers());
             let entered = match &arrival {
@@ -382,7 +394,7 @@ impl Greeting {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(Patient::new(socket, WRITE_TIMEOUT)), service)
+            .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
         tokio::pin!(connection);
         tokio::select! {

@@ -409,3 +409,33 @@ async fn the_api_says_what_is_wrong() {
     }
     assert_eq!(bench.http("GET", "/healthz", None).await.0, 200);
 }
+
+/// A write that a gateway's line did not take held up all that the hub had to hear from it: its
+/// records, its Pongs. After 20 s it was cut, however much had left by then.
+#[tokio::test]
+async fn a_gateway_is_heard_while_it_takes_nothing_and_its_acks_pass_its_commands() {
+    const COMMANDS: usize = 32;
+    let bench = Bench::start().await;
+    let (mut gateway, _) = bench.gateway(1).await;
+    let params = "x".repeat(250_000);
+    for _ in 0..COMMANDS {
+        let command = json!({"device": "d", "name": "n", "params": params});
+        assert_eq!(bench.http("POST", "/v1/gateways/gw/commands", Some(command)).await.0, 202);
+    }
+    // 8 MB are more than the kernel takes for a peer that does not read.
+    say(&mut gateway, &data(1, &[json!(1)])).await;
+    let records = async {
+        while bench.http("GET", "/v1/gateways/gw/records", None).await.1["records"][0].is_null() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WAIT, records).await.expect("the record is stored meanwhile");
+    let mut before_the_ack = 0;
+    while hear(&mut gateway).await["type"] != "ack" {
+        before_the_ack += 1;
+    }
+    assert!(before_the_ack < COMMANDS, "the ack came last");
+    for _ in before_the_ack..COMMANDS {
+        assert_eq!(hear_kind(&mut gateway, "command").await["params"], *params);
+    }
+}

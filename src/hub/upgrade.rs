@@ -1,12 +1,9 @@
 //! The WebSocket opening handshake (RFC 6455, section 4.2), after which hyper hands the connection
 //! over.
+//!
+//! It must never select a subprotocol that was not offered: its caller looks first.
 
-use std::{
-    future::Future,
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::future::Future;
 
 use axum::{
     body::Body,
@@ -14,68 +11,31 @@ use axum::{
 };
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{handshake::derive_accept_key, protocol::Role, protocol::WebSocketConfig},
+    tungstenite::{
+        Error,
+        error::ProtocolError,
+        handshake::derive_accept_key,
+        protocol::{Role, WebSocketConfig},
+    },
 };
+
+use crate::protocol::close;
 
 /// What tungstenite reads at once; its default of 128 KiB would be most of an idle connection's
 /// memory.
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// The most bytes that may wait for a peer that does not read; more ends the connection.
-const MAX_WRITE_BUFFER_BYTES: usize = 4 << 20;
+/// The most bytes that may wait for a peer that does not read, beside a message as large as the
+/// peer's may be. Pongs find no room beyond it and are left out; a message ends the connection.
+const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 
 /// A server's side of a WebSocket.
-pub(super) type Socket = WebSocketStream<Counted>;
-
-/// A connection that counts what it receives: half a frame is a sign of life too.
-pub(super) struct Counted {
-    io: TokioIo<Upgraded>,
-    received: u64,
-}
-
-impl Counted {
-    /// Bytes since the upgrade.
-    pub(super) fn received(&self) -> u64 {
-        self.received
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.received += (buf.filled().len() - before) as u64;
-        read
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
+pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// The subprotocols that a request offers, in its order; `None` when it is no WebSocket handshake.
-pub(super) fn offered(request: &Request<Body>) -> Option<Vec<String>> {
+pub fn offered(request: &Request<Body>) -> Option<Vec<String>> {
     let headers = request.headers();
     let is_handshake = request.method() == Method::GET
         && request.version() >= Version::HTTP_11
@@ -87,8 +47,9 @@ pub(super) fn offered(request: &Request<Body>) -> Option<Vec<String>> {
         .then(|| members(headers, header::SEC_WEBSOCKET_PROTOCOL).map(str::to_owned).collect())
 }
 
-/// Answers 101 and runs `serve` on the connection.
-pub(super) fn accept<F: Future<Output = ()> + Send + 'static>(
+/// Answers 101 and runs `serve` on the connection. `subprotocol` is one of those that were
+/// [`offered`]; a larger message than `max_message_bytes` is an [`Error::Capacity`].
+pub fn accept<F: Future<Output = ()> + Send + 'static>(
     mut request: Request<Body>,
     subprotocol: &'static str,
     max_message_bytes: usize,
@@ -103,10 +64,10 @@ pub(super) fn accept<F: Future<Output = ()> + Send + 'static>(
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
-            .max_write_buffer_size(MAX_WRITE_BUFFER_BYTES)
+            .max_write_buffer_size(MAX_UNWRITTEN_BYTES + max_message_bytes)
             .max_message_size(Some(max_message_bytes))
             .max_frame_size(Some(max_message_bytes));
-        let io = Counted { io: TokioIo::new(upgraded), received: 0 };
+        let io = TokioIo::new(upgraded);
         serve(WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await).await;
     });
     Response::builder()
@@ -117,6 +78,17 @@ pub(super) fn accept<F: Future<Output = ()> + Send + 'static>(
         .header(header::SEC_WEBSOCKET_PROTOCOL, subprotocol)
         .body(Body::empty())
         .expect("every header is a valid one")
+}
+
+/// The close code for a frame that breaks RFC 6455; `None` where the connection broke, or the
+/// message was only too large.
+pub fn fault_code(error: &Error) -> Option<u16> {
+    match error {
+        Error::Utf8(_) => Some(close::INVALID_DATA),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        Error::Protocol(_) => Some(close::PROTOCOL_ERROR),
+        _ => None,
+    }
 }
 
 fn lists(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {

@@ -1,6 +1,12 @@
 //! `GET /v1/gateway`: the WebSocket of gateways. Drives a [`Session`] over a socket and the store.
+//!
+//! Three futures of one task: the driver reads and does what the session wants, the [`outbox`]
+//! writes, and [`submit`] hands requests to the store. None waits for another.
+//!
+//! It must never decide anything that the session could, never let a line that takes nothing or a
+//! store that stalls keep it from reading, and never look at a timer before what already came.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -9,21 +15,22 @@ use axum::{
     http::{Request, Response, header},
     response::IntoResponse as _,
 };
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{StreamExt as _, stream::SplitStream};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::{
     self, Message,
-    error::ProtocolError,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
 use super::{
     authenticate::{self, Denied, Identity},
-    credential::bearer,
-    engine::{Answer, EngineError, Request as Ask, SessionId},
+    credential::{bearer, random},
+    engine::{Answer, EngineError, Request as Ask, SessionId, Store},
+    outbox::{self, Outbox},
+    patience::Progress,
     presence::{Order, Orders},
     refusal::Refusal,
     server::{Hub, Peer, now, stopped},
@@ -32,10 +39,7 @@ use super::{
 };
 use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX, close};
 
-/// How long a gateway may take to let one write through; its own reading never stops.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a gateway may take to answer a close.
+/// How long a gateway may take to take a close, with what is before it, and to answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// When a gateway is to come back after a restart of the hub, and over what time all of them
@@ -45,12 +49,14 @@ const DRAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// How long after a credential could not be looked up it is looked up again.
 const RECHECK_PAUSE: Duration = Duration::from_millis(500);
 
+type Reply = mpsc::UnboundedSender<Result<Answer, EngineError>>;
 type Answers = mpsc::UnboundedReceiver<Result<Answer, EngineError>>;
 
 /// Answers the upgrade.
 pub(super) async fn upgrade(
     State(hub): State<Arc<Hub>>,
     Extension(peer): Extension<Peer>,
+    Extension(progress): Extension<Arc<Progress>>,
     request: Request<Body>,
 ) -> Response<Body> {
     let offered = upgrade::offered(&request).unwrap_or_default();
@@ -77,47 +83,80 @@ pub(super) async fn upgrade(
     }
     let frame_bytes = hub.config.limits.frame_bytes;
     upgrade::accept(request, SUBPROTOCOL_JSON, frame_bytes, move |socket| {
-        serve(hub, peer, identity, changes, socket)
+        serve(hub, Caller { peer, identity, progress }, changes, socket)
     })
 }
 
-async fn serve(
-    hub: Arc<Hub>,
+/// Who is at the other end.
+struct Caller {
     peer: Peer,
     identity: Identity,
-    changes: watch::Receiver<u64>,
-    socket: Socket,
-) {
+    progress: Arc<Progress>,
+}
+
+async fn serve(hub: Arc<Hub>, caller: Caller, changes: watch::Receiver<u64>, socket: Socket) {
+    let Caller { peer, identity, progress } = caller;
     let id = SessionId { gateway: identity.gateway.clone(), number: hub.next_session() };
     let options = Options {
         hub: hub.config.name.clone(),
         limits: hub.config.limits,
         window: hub.config.window,
         ping_interval: hub.config.ping_interval,
+        first_ping: part_of(hub.config.ping_interval),
         ping_timeout: hub.config.ping_timeout,
         traffic: hub.config.rates.traffic,
         expiry: identity.expiry,
     };
     let session = Session::new(now(), id.clone(), options);
     let (reply, answers) = mpsc::unbounded_channel();
+    let (asks, asked) = mpsc::unbounded_channel();
+    let (outbox, writer) = outbox::open();
+    let (sink, stream) = socket.split();
     tracing::debug!(gateway = %id.gateway, peer = %peer.address, "a gateway's connection is up");
     let signals = Signals { store_up: hub.store.up(), stopping: hub.stopping(), changes };
+    let store = hub.store.clone();
     let mut driver = Driver {
         hub,
         id,
         peer,
         identity,
         session,
-        socket,
-        received: 0,
-        reply,
+        stream,
+        outbox,
+        seen: progress.bytes(),
+        progress,
+        asks,
         orders: None,
         welcomed: false,
         recheck: None,
         end: None,
     };
-    driver.run(answers, signals).await;
+    tokio::select! {
+        () = driver.run(answers, signals) => {}
+        () = submit(&store, asked, reply) => {}
+        () = writer.write(sink) => {}
+    }
     driver.finish().await;
+}
+
+/// Hands requests to the store, in their order. It never ends, so that it can stand beside what
+/// does.
+async fn submit(store: &Store, mut asked: mpsc::UnboundedReceiver<Box<Ask>>, reply: Reply) {
+    while let Some(request) = asked.recv().await {
+        let reply = reply.clone();
+        let reply = Box::new(move |answer| {
+            // The driver that asked outlives its requests, unless the runtime ends.
+            let _ = reply.send(answer);
+        });
+        store.submit(*request, reply).await;
+    }
+    pending().await
+}
+
+/// A random part of a time; half of it where the system has no randomness.
+fn part_of(time: Duration) -> Duration {
+    let random = random().map_or(u16::MAX / 2, u16::from_le_bytes);
+    time * u32::from(random) / u32::from(u16::MAX)
 }
 
 /// How a connection ended, for the log.
@@ -135,11 +174,14 @@ struct Driver {
     peer: Peer,
     identity: Identity,
     session: Session,
-    socket: Socket,
-    /// How much of it had come when that was last looked at.
-    received: u64,
-    /// Never holds more than the session has asked, which is bounded there.
-    reply: mpsc::UnboundedSender<Result<Answer, EngineError>>,
+    stream: SplitStream<Socket>,
+    outbox: Outbox,
+    progress: Arc<Progress>,
+    /// What it was when it was last looked at.
+    seen: u64,
+    /// Never holds more than the session has asked, which is bounded there. Boxed, because a queue
+    /// has room for many from the start, and most connections ask for nothing.
+    asks: mpsc::UnboundedSender<Box<Ask>>,
     /// From `hello` on.
     orders: Option<Orders>,
     welcomed: bool,
@@ -159,6 +201,10 @@ struct Signals {
 /// What woke the driver.
 enum Event {
     Socket(Option<Result<Message, tungstenite::Error>>),
+    /// The line has room again.
+    Room,
+    /// Writing failed.
+    Unwritable(Arc<tungstenite::Error>),
     Answer(Result<Answer, EngineError>),
     Timeout,
     Order(Order),
@@ -177,6 +223,8 @@ impl Driver {
             }
             match self.next_event(&mut answers, &mut signals).await {
                 Event::Socket(message) => self.hear(message),
+                Event::Room => {}
+                Event::Unwritable(error) => self.end = Some(End::Theirs(brief(&error))),
                 Event::Answer(answer) => {
                     self.session.handle_answer(now(), answer);
                     while let Ok(answer) = answers.try_recv() {
@@ -185,7 +233,7 @@ impl Driver {
                     self.session.handle_store(*signals.store_up.borrow());
                 }
                 Event::Timeout => {
-                    self.note_received();
+                    self.note_progress();
                     self.session.handle_timeout(now());
                 }
                 Event::Order(Order::Stay) => {}
@@ -198,6 +246,10 @@ impl Driver {
                 Event::Changes => self.check_credential().await,
                 Event::Stopping => self.session.handle_drain(DRAIN.0, DRAIN.1),
             }
+        }
+        if let Some(End::Theirs(_)) = &self.end {
+            // The answer to a close leaves (RFC 6455, section 5.5.1); a cut link takes nothing.
+            self.hear_out().await;
         }
         self.session.handle_disconnected();
         // The engine answers everything; what it stored is shown although nobody is there to be
@@ -212,27 +264,35 @@ impl Driver {
     async fn next_event(&mut self, answers: &mut Answers, signals: &mut Signals) -> Event {
         let deadline = self.session.poll_timeout().map_or_else(Instant::now, Instant::from_std);
         let orders = self.orders.as_mut();
-        let is_saturated = self.session.is_saturated();
+        let is_full = self.outbox.is_full();
+        let is_read = !is_full && !self.session.is_saturated();
+        let wants_room = self.session.wants_room();
         let recheck = self.recheck;
         tokio::select! {
-            Some(answer) = answers.recv() => Event::Answer(answer),
-            message = self.socket.next(), if !is_saturated => Event::Socket(message),
-            event = listen(orders) => event,
+            biased;
+            // What comes seldom goes first, so that no flood can hold it off, and the timer last: a
+            // Pong that has come is heard before it is missed.
             Ok(()) = signals.store_up.changed() => Event::Store,
             Ok(()) = signals.changes.changed() => Event::Changes,
             () = sleep_until(recheck.unwrap_or(deadline)), if recheck.is_some() => Event::Changes,
             () = stopped(&mut signals.stopping), if !self.session.is_draining() => Event::Stopping,
+            event = listen(orders) => event,
+            Some(answer) = answers.recv() => Event::Answer(answer),
+            fault = self.outbox.room(wants_room, is_full) => {
+                fault.map_or(Event::Room, Event::Unwritable)
+            }
+            message = self.stream.next(), if is_read => Event::Socket(message),
             () = sleep_until(deadline) => Event::Timeout,
         }
     }
 
-    /// On a slow line a large frame takes longer than any deadline: that some of it came shows that
-    /// the gateway lives.
-    fn note_received(&mut self) {
-        let received = self.socket.get_ref().received();
-        if received != self.received {
-            self.received = received;
-            self.session.handle_frame(now());
+    /// On a slow line a large frame takes longer than any deadline: that some of it came, or left,
+    /// shows that the gateway lives. So does nothing where it is not read: it is cut when it takes
+    /// nothing.
+    fn note_progress(&mut self) {
+        let seen = self.progress.bytes();
+        if std::mem::replace(&mut self.seen, seen) != seen || self.outbox.is_full() {
+            self.session.handle_progress(now());
         }
     }
 
@@ -246,7 +306,7 @@ impl Driver {
             }
             Some(Ok(_)) => self.session.handle_frame(now()),
             Some(Err(tungstenite::Error::Capacity(_))) => self.session.handle_oversize(),
-            Some(Err(error)) => match broken_frame(&error) {
+            Some(Err(error)) => match upgrade::fault_code(&error) {
                 Some(code) => self.session.handle_broken_frame(code),
                 None => self.end = Some(End::Theirs(brief(&error))),
             },
@@ -256,18 +316,21 @@ impl Driver {
 
     /// Does everything that the session wants done.
     async fn act(&mut self) {
-        let mut wrote = false;
+        loop {
+            self.drain().await;
+            if !self.session.wants_room() || !self.outbox.has_room() {
+                break;
+            }
+            self.session.handle_room(now());
+        }
+    }
+
+    async fn drain(&mut self) {
         while let Some(output) = self.session.poll_output() {
             match output {
-                Output::Text(text) => {
-                    wrote = true;
-                    self.write(Message::Text(text.into())).await;
-                }
-                Output::Ping => {
-                    wrote = true;
-                    self.write(Message::Ping(Default::default())).await;
-                }
-                Output::Ask(request) => self.ask(request).await,
+                Output::Text(text) => self.write(Message::Text(text.into())),
+                Output::Ping => self.write(Message::Ping(Default::default())),
+                Output::Ask(request) => self.ask(request),
                 Output::CheckToken(token) => {
                     let found = self.verify(&token.0).await;
                     self.session.handle_token(now(), found);
@@ -281,10 +344,6 @@ impl Driver {
                 }
                 Output::Close { code, reason } => self.close(code, reason).await,
             }
-        }
-        if wrote && self.end.is_none() {
-            let flushed = timeout(WRITE_TIMEOUT, self.socket.flush()).await;
-            self.note_write(flushed);
         }
     }
 
@@ -327,33 +386,17 @@ impl Driver {
         }
     }
 
-    async fn ask(&mut self, request: Ask) {
+    fn ask(&mut self, request: Ask) {
         if let Ask::Open { .. } = &request {
             self.orders = Some(self.hub.presence.enter(&self.id));
         }
-        let reply = self.reply.clone();
-        let reply = Box::new(move |answer| {
-            // The driver that asked outlives its requests, unless the runtime ends.
-            let _ = reply.send(answer);
-        });
-        self.hub.store.submit(request, reply).await;
+        // The receiver stands beside the driver as long as that runs.
+        let _ = self.asks.send(Box::new(request));
     }
 
-    async fn write(&mut self, message: Message) {
+    fn write(&self, message: Message) {
         if self.end.is_none() {
-            let written = timeout(WRITE_TIMEOUT, self.socket.feed(message)).await;
-            self.note_write(written);
-        }
-    }
-
-    fn note_write(
-        &mut self,
-        written: Result<Result<(), tungstenite::Error>, tokio::time::error::Elapsed>,
-    ) {
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.end = Some(End::Theirs(brief(&error))),
-            Err(_) => self.end = Some(End::Theirs("it takes no more messages".into())),
+            self.outbox.put(message);
         }
     }
 
@@ -363,23 +406,23 @@ impl Driver {
         }
         self.end = Some(End::Ours(code, reason));
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let socket = &mut self.socket;
-        let handshake = async {
-            socket.close(Some(frame)).await?;
-            while let Some(message) = socket.next().await {
-                message?;
-            }
-            Ok::<_, tungstenite::Error>(())
-        };
-        // A gateway that does not answer in time is cut off, and has had its close all the same.
-        let _ = timeout(CLOSE_TIMEOUT, handshake).await;
+        self.outbox.put(Message::Close(Some(frame)));
+        self.hear_out().await;
     }
 
-    async fn finish(mut self) {
-        if let Some(End::Theirs(_)) = &self.end {
-            // The answer to a close is queued (RFC 6455, section 5.5.1); a cut link takes nothing.
-            let _ = timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
-        }
+    /// Reads to the end, for the close frames of both sides. A gateway that does not answer in time
+    /// is cut off, and has had its close all the same.
+    async fn hear_out(&mut self) {
+        let Self { stream, outbox, .. } = self;
+        let end = async {
+            while let Some(Ok(_)) = stream.next().await {}
+            outbox.flushed().await;
+        };
+        // It is cut off, whichever.
+        let _ = timeout(CLOSE_TIMEOUT, end).await;
+    }
+
+    async fn finish(self) {
         let Self { hub, id, peer, welcomed, end, orders, .. } = self;
         let gateway = &id.gateway;
         match &end {
@@ -400,16 +443,6 @@ impl Driver {
         // An error means that the store is down: a session there that nobody speaks for is replaced
         // by the gateway's next one.
         let _ = hub.store.ask(Ask::Close { session: id }).await;
-    }
-}
-
-/// The close code for a frame that breaks RFC 6455; `None`: the connection broke.
-fn broken_frame(error: &tungstenite::Error) -> Option<u16> {
-    match error {
-        tungstenite::Error::Utf8(_) => Some(close::INVALID_DATA),
-        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        tungstenite::Error::Protocol(_) => Some(close::PROTOCOL_ERROR),
-        _ => None,
     }
 }
 

@@ -14,6 +14,9 @@
 //! Unasked it sends `record`, `gateway`, `command_status` and, to whoever reads too slowly,
 //! `{"type":"lagged","missed"}`. What goes wrong is `{"type":"error","code","message","ref"?}`.
 //! Closed with 1008 when the token is revoked, 1012 when the hub restarts.
+//!
+//! A write takes as long as something moves (`patience`). It must never keep more for a watcher that
+//! reads slowly than `live` does, nor hold anybody else up for it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -41,6 +44,7 @@ use super::{
     commands::{self, NewCommand},
     credential::bearer_subprotocol,
     live::{Filter, MAX_SUBSCRIPTIONS, Watch},
+    patience::Progress,
     refusal::Refusal,
     server::{Hub, Peer, stopped},
     upgrade::{self, Socket},
@@ -53,9 +57,6 @@ pub const SUBPROTOCOL: &str = "fieldgate.live.v1";
 /// The largest message that a watcher may send.
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
 
-/// How long a watcher may take to let one write through.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long a watcher may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -66,6 +67,7 @@ const BURST: usize = 64;
 pub(super) async fn upgrade(
     State(hub): State<Arc<Hub>>,
     Extension(peer): Extension<Peer>,
+    Extension(progress): Extension<Arc<Progress>>,
     request: Request<Body>,
 ) -> Response<Body> {
     let offered = upgrade::offered(&request).unwrap_or_default();
@@ -83,7 +85,9 @@ pub(super) async fn upgrade(
     };
     upgrade::accept(request, SUBPROTOCOL, MAX_MESSAGE_BYTES, move |socket| async move {
         let watch = hub.live.watch();
-        let mut client = Client { hub: &hub, token, scopes, changes, watch, socket };
+        let seen = progress.bytes();
+        let mut client =
+            Client { hub: &hub, token, scopes, changes, watch, socket, progress, seen };
         if let Err(error) = client.run().await {
             tracing::debug!(%error, "a watcher is gone");
         }
@@ -119,6 +123,9 @@ struct Client<'a> {
     changes: watch::Receiver<u64>,
     watch: Watch<'a>,
     socket: Socket,
+    progress: Arc<Progress>,
+    /// What it was when it was last looked at.
+    seen: u64,
 }
 
 impl Client<'_> {
@@ -130,6 +137,17 @@ impl Client<'_> {
         let mut heard = Instant::now();
         loop {
             tokio::select! {
+                biased;
+                // What ends it goes first, and the timer after what came: a Pong that has come is
+                // heard before it is missed.
+                Ok(()) = self.changes.changed() => {
+                    if self.is_revoked().await {
+                        return self.close(close::POLICY, "credential revoked").await;
+                    }
+                }
+                () = stopped(&mut stopping) => {
+                    return self.close(close::RESTART, "the hub restarts").await;
+                }
                 message = self.socket.next() => {
                     heard = Instant::now();
                     match message {
@@ -141,30 +159,26 @@ impl Client<'_> {
                             return self.close(close::UNSUPPORTED_DATA, "text messages only").await;
                         }
                         // The answer is queued; it leaves with the flush (RFC 6455, section 5.5.1).
-                        Some(Ok(Message::Close(_))) => return write(self.socket.flush()).await,
+                        Some(Ok(Message::Close(_))) => return self.socket.flush().await,
                         None => return Ok(()),
                         Some(Ok(_)) => {}
-                        Some(Err(error)) => return Err(error),
+                        Some(Err(error)) => return self.refuse(error).await,
                     }
                 }
-                Some(message) = self.watch.next() => self.send_burst(message).await?,
                 _ = beat.tick() => {
+                    let seen = self.progress.bytes();
+                    if std::mem::replace(&mut self.seen, seen) != seen {
+                        heard = Instant::now();
+                    }
                     if heard.elapsed() > silence {
                         return self.close(close::GOING_AWAY, "no pong in time").await;
                     }
                     if self.is_revoked().await {
                         return self.close(close::POLICY, "credential revoked").await;
                     }
-                    write(self.socket.send(Message::Ping(Default::default()))).await?;
+                    self.socket.send(Message::Ping(Default::default())).await?;
                 }
-                Ok(()) = self.changes.changed() => {
-                    if self.is_revoked().await {
-                        return self.close(close::POLICY, "credential revoked").await;
-                    }
-                }
-                () = stopped(&mut stopping) => {
-                    return self.close(close::RESTART, "the hub restarts").await;
-                }
+                Some(message) = self.watch.next() => self.send_burst(message).await?,
             }
         }
     }
@@ -225,19 +239,30 @@ impl Client<'_> {
 
     /// Sends a message and what waits behind it, in one flush.
     async fn send_burst(&mut self, first: Utf8Bytes) -> Result<(), Error> {
-        write(self.socket.feed(Message::Text(first))).await?;
+        self.socket.feed(Message::Text(first)).await?;
         for _ in 1..BURST {
             let Some(Some(message)) = futures_util::FutureExt::now_or_never(self.watch.next())
             else {
                 break;
             };
-            write(self.socket.feed(Message::Text(message))).await?;
+            self.socket.feed(Message::Text(message)).await?;
         }
-        write(self.socket.flush()).await
+        self.socket.flush().await
     }
 
     async fn send(&mut self, text: Utf8Bytes) -> Result<(), Error> {
-        write(self.socket.send(Message::Text(text))).await
+        self.socket.send(Message::Text(text)).await
+    }
+
+    /// What came can't be read.
+    async fn refuse(&mut self, error: Error) -> Result<(), Error> {
+        if let Error::Capacity(_) = error {
+            return self.close(close::TOO_BIG, "message too big").await;
+        }
+        match upgrade::fault_code(&error) {
+            Some(code) => self.close(code, "a frame breaks RFC 6455").await,
+            None => Err(error),
+        }
     }
 
     async fn close(&mut self, code: u16, reason: &'static str) -> Result<(), Error> {
@@ -270,11 +295,6 @@ async fn create(
     let text = serde_json::to_string(members).map_err(bad)?;
     let new: NewCommand = serde_json::from_str(&text).map_err(bad)?;
     commands::create(hub, gateway, new).await
-}
-
-async fn write(writing: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-    let slow = || Err(Error::Io(std::io::ErrorKind::TimedOut.into()));
-    timeout(WRITE_TIMEOUT, writing).await.unwrap_or_else(|_| slow())
 }
 
 fn error(code: &str, message: &str, reference: Option<Value>) -> Value {

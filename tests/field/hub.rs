@@ -218,9 +218,21 @@ impl Hub {
 
     /// Asks `device` to do something; the command's id.
     pub fn command(&self, gateway: &str, device: &str, name: &str, ttl: Duration) -> String {
+        self.command_with(gateway, device, name, ttl, json!({ "open": true }))
+    }
+
+    /// The same with these parameters.
+    pub fn command_with(
+        &self,
+        gateway: &str,
+        device: &str,
+        name: &str,
+        ttl: Duration,
+        params: Value,
+    ) -> String {
         let path = format!("/v1/gateways/{gateway}/commands");
         let ttl_ms = ttl.as_millis() as u64;
-        let body = json!({ "device": device, "name": name, "params": { "open": true },
+        let body = json!({ "device": device, "name": name, "params": params,
             "ttl_ms": ttl_ms, "timeout_ms": 5000, "idempotent": false });
         let response = self.api.post(&path, &body.to_string()).expect("the hub answers");
         assert!(response.status == 202, "POST {path}: {response:?}");

@@ -72,21 +72,42 @@ impl Client {
                 Err(error) => panic!("after {heard:?}: {error}"),
             }
         }
-        let mut rest = &heard[..];
-        while let [first, length, after @ ..] = rest {
-            // RFC 6455, section 5.2; the hub sends nothing here that needs the longest form.
-            let (length, after) = match (length, after) {
-                (126, [high, low, after @ ..]) => (u16::from_be_bytes([*high, *low]), after),
-                (short, after) => (u16::from(*short), after),
-            };
-            let payload = after.get(..usize::from(length)).expect("a whole frame");
-            if *first == 0x88 {
-                return payload.get(..2).map(|code| u16::from_be_bytes([code[0], code[1]]));
-            }
-            rest = &after[payload.len()..];
-        }
-        None
+        let close = frames(&heard).find(|(first, _)| *first == 0x88);
+        let code = close.and_then(|(_, payload)| payload.get(..2));
+        code.map(|code| u16::from_be_bytes([code[0], code[1]]))
     }
+
+    /// The first bytes and the payloads of this many frames that come, Pings of the hub's aside.
+    fn hear(&mut self, count: usize) -> Vec<(u8, Vec<u8>)> {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let answers = frames(&heard).filter(|(first, _)| *first != 0x89);
+            let whole: Vec<_> = answers.map(|(first, load)| (first, load.into())).collect();
+            if whole.len() >= count {
+                return whole;
+            }
+            let length = self.0.read(&mut buffer).expect("frames in time");
+            assert_ne!(length, 0, "{count} frames, not {whole:?}");
+            heard.extend_from_slice(&buffer[..length]);
+        }
+    }
+}
+
+/// The whole frames in what the hub sent, which masks nothing (RFC 6455, section 5.2), and sends
+/// nothing here that needs the longest form.
+fn frames(mut heard: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let [first, length, after @ ..] = heard else { return None };
+        let (length, after) = match (length, after) {
+            (126, [high, low, after @ ..]) => (u16::from_be_bytes([*high, *low]), after),
+            (126, _) => return None,
+            (short, after) => (u16::from(*short), after),
+        };
+        let (payload, rest) = after.split_at_checked(usize::from(length))?;
+        heard = rest;
+        Some((*first, payload))
+    })
 }
 
 /// A frame as a client masks it, with a mask that changes nothing.
@@ -156,6 +177,24 @@ fn the_hub_closes_with_the_code_for_what_was_wrong_with_a_frame() {
     }
     let growth = resident_bytes(&hub).saturating_sub(before);
     assert!(growth < MAX_GROWTH_BYTES, "the hub grew by {growth} bytes");
+}
+
+#[test]
+fn a_ping_between_the_parts_of_a_message_is_answered_before_the_message() {
+    let field = Field::new();
+    let hub = Hub::started(&field);
+    let token = token(&field, &hub);
+    let mut client = Client::upgraded(&field, &hub, &token);
+    let hello = br#"{"type":"hello","gateway":"gw-1","streams":[]}"#;
+    let (begin, end) = hello.split_at(20);
+    // The hub must not wait for the rest with its answer.
+    client.send(&[frame(0x01, begin), frame(0x89, b"between")].concat());
+    assert_eq!(client.hear(1), [(0x8a, b"between".to_vec())]);
+    client.send(&[frame(0x00, b""), frame(0x89, b""), frame(0x80, end)].concat());
+    let heard = client.hear(2);
+    assert_eq!(heard[0], (0x8a, Vec::new()));
+    let welcome: serde_json::Value = serde_json::from_slice(&heard[1].1).expect("JSON");
+    assert_eq!((heard[1].0, &welcome["type"]), (0x81, &"welcome".into()));
 }
 
 #[test]

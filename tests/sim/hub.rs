@@ -95,6 +95,7 @@ impl World {
             limits: self.plan.hub_limits,
             window: self.plan.window,
             ping_interval: PING_INTERVAL,
+            first_ping: PING_INTERVAL * self.random.below(256) as u32 / 256,
             ping_timeout: PING_TIMEOUT,
             traffic: Traffic { messages_per_second: 10_000, bytes_per_second: 1 << 26 },
             expiry: None,
@@ -335,6 +336,18 @@ impl World {
     }
 
     fn act(&mut self, at: usize) {
+        loop {
+            self.drain(at);
+            let now = self.hub_now();
+            let one = &mut self.hub.sessions[at];
+            if one.has_ended || !one.session.wants_room() {
+                return;
+            }
+            one.session.handle_room(now);
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
         while let Some(output) = self.hub.sessions[at].session.poll_output() {
             let (connection, node) = (self.hub.sessions[at].connection, self.hub.sessions[at].node);
             let has_ended = self.hub.sessions[at].has_ended;

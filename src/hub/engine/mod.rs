@@ -141,6 +141,8 @@ pub enum Answer {
     },
     /// To anything of a session that a newer one replaced.
     Superseded,
+    /// To `Open`: with what it lists, more epochs of the gateway would be kept than the bound.
+    TooManyEpochs,
     /// To `TakeCommands`.
     Commands {
         /// To be sent.

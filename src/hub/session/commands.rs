@@ -1,7 +1,10 @@
 //! Commands on their way to the gateway. The store is their queue: a session takes as many as the
-//! gateway bears at once.
+//! gateway bears at once, and hands them over one by one, as the line takes them.
+//!
+//! A command must never go out before the line has room for it: acks would wait behind it, and its
+//! `ttl_ms` would tell of another time. A cancel must never overtake its command.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use super::{Asked, Now, Output, Phase, Session};
 use crate::{
@@ -10,10 +13,15 @@ use crate::{
     protocol::HubMessage,
 };
 
+/// How many commands wait for the line at most, beside those that an earlier session sent.
+const MAX_HELD: usize = 32;
+
 #[derive(Debug, Default)]
 pub(super) struct Commands {
-    /// Sent, and no final state yet.
+    /// Taken from the store, and no final state yet.
     under_way: HashSet<CommandId>,
+    /// Of these, those that wait for the line.
+    held: VecDeque<Pending>,
     /// How many the gateway bears.
     limit: usize,
     /// The store may hold more commands.
@@ -39,12 +47,26 @@ impl Commands {
         self.more |= more;
     }
 
+    /// Holds these until the line has room. Gives back the cancels of commands that went out
+    /// before; one that is still held goes out cancelled.
+    pub(super) fn hold(&mut self, commands: Vec<Pending>, cancels: &[CommandId]) -> Vec<CommandId> {
+        self.under_way.extend(commands.iter().map(|pending| pending.command.id.clone()));
+        self.held.extend(commands);
+        for pending in &mut self.held {
+            pending.cancelled |= cancels.contains(&pending.command.id);
+        }
+        let is_out = |id: &&CommandId| !self.held.iter().any(|held| held.command.id == **id);
+        cancels.iter().filter(is_out).cloned().collect()
+    }
+
     pub(super) fn ended(&mut self, id: &CommandId) {
         self.under_way.remove(id);
+        self.held.retain(|held| held.command.id != *id);
     }
 
     fn room(&self) -> usize {
-        self.limit.saturating_sub(self.under_way.len())
+        let held = MAX_HELD.saturating_sub(self.held.len());
+        self.limit.saturating_sub(self.under_way.len()).min(held)
     }
 }
 
@@ -54,7 +76,7 @@ impl Session {
         let commands = &mut self.commands;
         let room = commands.room();
         let wanted = commands.cancels || (commands.more && room > 0);
-        if self.phase != Phase::Open || !self.store_up || commands.asked || !wanted {
+        if self.phase != Phase::Open || !self.flow.is_open() || commands.asked || !wanted {
             return;
         }
         commands.asked = true;
@@ -65,11 +87,24 @@ impl Session {
         self.outputs.push_back(Output::Ask(request));
     }
 
-    pub(super) fn send_command(&mut self, now: Now, pending: Pending) {
-        if self.phase != Phase::Open {
-            // It has no final state: the next session has it again.
-            return;
+    /// Whether [`handle_room`](Self::handle_room) is wanted.
+    pub fn wants_room(&self) -> bool {
+        // At the close they have no final state: the next session has them again.
+        self.phase == Phase::Open && !self.commands.held.is_empty()
+    }
+
+    /// The line has taken, or almost, what was said before: it has room for a command.
+    pub fn handle_room(&mut self, now: Now) {
+        if self.wants_room()
+            && let Some(pending) = self.commands.held.pop_front()
+        {
+            self.send_command(now, pending);
+            self.ask_for_commands();
+            self.note_asked(now);
         }
+    }
+
+    fn send_command(&mut self, now: Now, pending: Pending) {
         let Pending { mut command, expires_ms, cancelled } = pending;
         // A withdrawn one goes out expired: the gateway says how it ended and can't begin it.
         let ttl_ms = if cancelled { 0 } else { expires_ms.saturating_sub(now.unix_ms) };
@@ -77,6 +112,7 @@ impl Session {
         let id = command.id.clone();
         let text = HubMessage::Command(command).to_json();
         if text.len() > self.peer_message_bytes {
+            self.commands.ended(&id);
             self.asked.push_back(Asked::Finish);
             self.outputs.push_back(Output::Ask(Request::FinishCommand {
                 session: self.id.clone(),
@@ -93,7 +129,6 @@ impl Session {
             }));
             return;
         }
-        self.commands.under_way.insert(id.clone());
         self.outputs.push_back(Output::Text(text));
         if cancelled {
             self.send(&HubMessage::Cancel { id });

@@ -1,4 +1,6 @@
 //! When a credential ends, and its renewal on the live link (PROTOCOL.md, section 6).
+//!
+//! A session must never outlive its credential, and never lose a good one to a token that is not.
 
 use std::time::{Duration, Instant};
 

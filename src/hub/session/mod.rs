@@ -5,12 +5,14 @@
 //! the session keeps only how far it has handed records on, so that a hole is answered at once and
 //! once.
 //!
-//! A session must never acknowledge what the engine has not answered for.
+//! A session must never acknowledge what the engine has not answered for, never hand on what
+//! follows a hole, never ask for more than its bounds, and never say anything after its close.
 //!
-//! Pure: no runtime, no file, no socket, no clock.
+//! Pure: no runtime, no file, no socket, no clock, no random source.
 
 mod commands;
 mod expiry;
+mod flow;
 mod liveness;
 mod streams;
 #[cfg(test)]
@@ -20,6 +22,7 @@ mod traffic;
 use std::{collections::VecDeque, sync::Arc, time::Duration, time::Instant};
 
 use commands::Commands;
+use flow::Flow;
 use liveness::{Liveness, Verdict};
 use streams::Streams;
 use traffic::Meter;
@@ -66,9 +69,11 @@ pub struct Options {
     pub limits: HubLimits,
     /// What may be outstanding in each stream.
     pub window: Window,
-    /// A Ping is sent when nothing was received for so long.
+    /// A Ping is sent when there was no progress for so long.
     pub ping_interval: Duration,
-    /// How long anything may then take to come.
+    /// The same for the first Ping: a random part of `ping_interval`.
+    pub first_ping: Duration,
+    /// How long any progress may then take.
     pub ping_timeout: Duration,
     /// What the gateway may send.
     pub traffic: Traffic,
@@ -151,9 +156,9 @@ pub struct Session {
     expires_at: Option<Instant>,
     streams: Streams,
     commands: Commands,
+    flow: Flow,
     /// The gateway's limit for a message of ours.
     peer_message_bytes: usize,
-    store_up: bool,
     outputs: VecDeque<Output>,
     asked: VecDeque<Asked>,
     asked_bytes: usize,
@@ -162,7 +167,8 @@ pub struct Session {
 impl Session {
     /// A connection whose upgrade was answered; its credential named the gateway.
     pub fn new(now: Now, id: SessionId, options: Options) -> Self {
-        let liveness = Liveness::new(now.instant, options.ping_interval, options.ping_timeout);
+        let Options { ping_interval, ping_timeout, first_ping, .. } = options;
+        let liveness = Liveness::new(now.instant, ping_interval, ping_timeout, first_ping);
         Self {
             id,
             phase: Phase::Connected,
@@ -171,8 +177,8 @@ impl Session {
             expires_at: options.expiry.map(|expiry| expiry.deadline(now)),
             streams: Streams::new(options.window),
             commands: Commands::default(),
+            flow: Flow::new(),
             peer_message_bytes: protocol::DEFAULT_MESSAGE_BYTES,
-            store_up: true,
             outputs: VecDeque::new(),
             asked: VecDeque::new(),
             asked_bytes: 0,
@@ -182,6 +188,11 @@ impl Session {
 
     /// A text message came.
     pub fn handle_message(&mut self, now: Now, text: &str) {
+        self.take_message(now, text);
+        self.note_asked(now);
+    }
+
+    fn take_message(&mut self, now: Now, text: &str) {
         self.handle_heard(now, text.len());
         if matches!(self.phase, Phase::Closed | Phase::Draining) {
             return;
@@ -220,7 +231,7 @@ impl Session {
 
     /// A binary message came, although no binary subprotocol was selected.
     pub fn handle_binary(&mut self, now: Now) {
-        self.liveness.heard(now.instant);
+        self.liveness.handle_progress(now.instant);
         self.close(close::UNSUPPORTED_DATA, "fieldgate.v1.json has text messages only");
     }
 
@@ -243,9 +254,16 @@ impl Session {
         self.handle_heard(now, 0);
     }
 
+    /// Bytes came that are no whole frame yet, or left a socket that had been full.
+    pub fn handle_progress(&mut self, now: Now) {
+        self.liveness.handle_progress(now.instant);
+    }
+
     /// Counts what came; a gateway that sends too much is told how long to wait, and sent away.
     fn handle_heard(&mut self, now: Now, bytes: usize) {
-        self.liveness.heard(now.instant);
+        self.liveness.handle_progress(now.instant);
+        // However much comes, the timer is not waited for.
+        self.check_expiry(now);
         if let Err(wait) = self.meter.take(now.instant, bytes) {
             let message = "too many messages or bytes in a second";
             let mut error = ErrorMessage::new("rate", message);
@@ -270,9 +288,7 @@ impl Session {
                 self.streams.open(positions);
                 self.welcome(now, &hello);
                 self.commands.open(hello.limits.inflight_commands);
-                for pending in commands {
-                    self.send_command(now, pending);
-                }
+                self.commands.hold(commands, &[]);
                 self.commands.want();
             }
             (Asked::Apply { data, rejected, .. }, Ok(Answer::Applied(applied))) => {
@@ -291,32 +307,20 @@ impl Session {
             }
             (Asked::Take, Ok(Answer::Commands { commands, cancels, more })) => {
                 self.commands.taken(more);
-                for pending in commands {
-                    self.send_command(now, pending);
-                }
-                for id in cancels {
+                for id in self.commands.hold(commands, &cancels) {
                     self.send(&HubMessage::Cancel { id });
                 }
             }
+            (_, Ok(Answer::TooManyEpochs)) => self.break_off("too many epochs are kept"),
             (Asked::Finish, Ok(Answer::Ended { statuses })) => self.handle_statuses(statuses),
             (asked, Err(_)) => self.handle_engine_failure(asked),
             (_, Ok(_)) => {}
         }
+        self.note_answered(now);
         self.ask_for_commands();
         if self.phase == Phase::Draining && self.asked.is_empty() {
             self.close(close::RESTART, "the hub restarts");
         }
-    }
-
-    /// Whether the engine works now. To be told after its answers too: a recovery may overtake the
-    /// failures before it.
-    pub fn handle_store(&mut self, up: bool) {
-        if std::mem::replace(&mut self.store_up, up) == up || self.phase != Phase::Open {
-            return;
-        }
-        let messages = if up { self.streams.resume() } else { self.streams.pause() };
-        self.send_all(messages);
-        self.ask_for_commands();
     }
 
     /// Commands or cancels may wait in the store.
@@ -361,6 +365,7 @@ impl Session {
     /// It is [`poll_timeout`](Self::poll_timeout).
     pub fn handle_timeout(&mut self, now: Now) {
         self.check_expiry(now);
+        self.check_stall(now);
         let waits_for_hello = self.phase == Phase::Connected;
         match self.liveness.check(now.instant, waits_for_hello, self.is_saturated()) {
             Verdict::Alive => {}
@@ -376,7 +381,8 @@ impl Session {
             Phase::Closed => None,
             phase => {
                 let deadline = self.liveness.deadline(phase == Phase::Connected);
-                Some(self.expires_at.map_or(deadline, |expires_at| expires_at.min(deadline)))
+                let others = [self.expires_at, self.stall_at()];
+                Some(others.into_iter().flatten().fold(deadline, Instant::min))
             }
         }
     }
@@ -391,7 +397,7 @@ impl Session {
         }
         // Acks wait for the queue to run dry, so that one answers for everything that was committed
         // together.
-        let ack = self.streams.poll_ack(self.store_up)?;
+        let ack = self.streams.poll_ack(self.flow.is_open())?;
         Some(Output::Text(HubMessage::Ack(ack).to_json()))
     }
 
@@ -448,7 +454,7 @@ impl Session {
             limits: self.options.limits,
             features: Vec::new(),
             token_expires: self.options.expiry.and_then(|expiry| expiry.told_ms),
-            streams: self.streams.positions(hello, self.store_up),
+            streams: self.streams.positions(hello, self.flow.is_open()),
         }));
         self.outputs.push_back(Output::Welcomed);
     }
@@ -493,7 +499,7 @@ impl Session {
         if self.phase == Phase::Closed {
             return;
         }
-        while let Some(ack) = self.streams.poll_ack(self.store_up) {
+        while let Some(ack) = self.streams.poll_ack(self.flow.is_open()) {
             self.send(&HubMessage::Ack(ack));
         }
         self.phase = Phase::Closed;

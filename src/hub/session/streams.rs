@@ -1,4 +1,7 @@
 //! How far each epoch is: handed to the engine, and acknowledged.
+//!
+//! It must never acknowledge by what was handed on, only by what the engine answered, and never
+//! hand on what lies behind a hole.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -79,9 +82,9 @@ impl Streams {
     }
 
     /// The positions that `welcome` names, in the order of `hello`.
-    pub(super) fn positions(&self, hello: &Hello, store_up: bool) -> Vec<Position> {
+    pub(super) fn positions(&self, hello: &Hello, is_open: bool) -> Vec<Position> {
         let key = |held: &crate::protocol::HeldEpoch| (held.stream.clone(), held.epoch);
-        hello.streams.iter().filter_map(|held| self.position(&key(held), store_up)).collect()
+        hello.streams.iter().filter_map(|held| self.position(&key(held), is_open)).collect()
     }
 
     pub(super) fn admit(
@@ -170,29 +173,29 @@ impl Streams {
         messages
     }
 
-    pub(super) fn poll_ack(&mut self, store_up: bool) -> Option<Ack> {
+    pub(super) fn poll_ack(&mut self, is_open: bool) -> Option<Ack> {
         let key = if self.due.is_empty() { return None } else { self.due.remove(0) };
-        let position = self.position(&key, store_up)?;
+        let position = self.position(&key, is_open)?;
         let place = self.places.get_mut(&key)?;
         place.due = false;
         Some(Ack { position, rejected: std::mem::take(&mut place.rejected) })
     }
 
-    fn unprompted(&self, store_up: bool) -> Vec<HubMessage> {
+    fn unprompted(&self, is_open: bool) -> Vec<HubMessage> {
         self.places
             .keys()
-            .filter_map(|key| self.position(key, store_up))
+            .filter_map(|key| self.position(key, is_open))
             .map(|position| HubMessage::Ack(Ack { position, rejected: Vec::new() }))
             .collect()
     }
 
-    fn position(&self, key: &Key, store_up: bool) -> Option<Position> {
+    fn position(&self, key: &Key, is_open: bool) -> Option<Position> {
         let place = self.places.get(key)?;
         Some(Position {
             stream: key.0.clone(),
             epoch: key.1,
             acked: place.durable - 1,
-            window: Some(if store_up { self.window } else { PAUSED }),
+            window: Some(if is_open { self.window } else { PAUSED }),
         })
     }
 }

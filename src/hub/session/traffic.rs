@@ -1,4 +1,6 @@
 //! How much a gateway may send: so that one that runs wild does not take the hub from the others.
+//!
+//! It must never wait: a gateway that sends too much is told so and sent away, not slowed down.
 
 use std::time::{Duration, Instant};
 

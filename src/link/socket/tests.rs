@@ -99,6 +99,23 @@ async fn every_kind_of_frame_is_told_and_a_ping_is_answered_without_any_writing(
 }
 
 #[tokio::test]
+async fn a_ping_between_the_parts_of_a_message_is_answered_before_the_message() {
+    let (listener, port) = bound().await;
+    let mut link = open(target_at(port));
+    let mut tcp = accept_by_hand(&listener, "").await;
+    assert!(matches!(next(&mut link).await, Event::Up { .. }));
+    tcp.write_all(b"\x01\x01h\x89\x01p").await.unwrap();
+    assert!(matches!(next(&mut link).await, Event::Heard));
+    // The client must not wait for the rest with its answer.
+    let mut pong = [0; 7];
+    tokio::time::timeout(WAIT, tcp.read_exact(&mut pong)).await.unwrap().unwrap();
+    assert_eq!((pong[..2].to_vec(), pong[6] ^ pong[2]), (vec![0x8a, 0x81], b'p'));
+    tcp.write_all(b"\x00\x00\x89\x00\x80\x01i").await.unwrap();
+    assert!(matches!(next(&mut link).await, Event::Heard));
+    assert!(matches!(next(&mut link).await, Event::Text(text) if text == "hi"));
+}
+
+#[tokio::test]
 async fn a_server_that_vanishes_is_a_cut() {
     let (listener, port) = bound().await;
     let mut link = open(target_at(port));

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::outpost::{
-    BRISK, BRISK_SILENT, BRISK_UNACKED, DEFAULT_SILENT, DEFAULT_UNACKED, Outpost,
+    BRISK, BRISK_SILENT, BRISK_UNACKED, DEFAULT_SILENT, DEFAULT_UNACKED, GATEWAY, Outpost,
 };
 use crate::field::{
     SOON,
     carrier::{Line, Way},
-    device::{Habits, Publisher},
+    device::{Actuator, Habits, Publisher},
     eventually,
     namespace::is_inside,
 };
@@ -157,6 +159,50 @@ fn crosses_a_slow_line(claim: &'static str, habits: Habits) {
         bytes / 1000,
         began.elapsed().as_secs_f64()
     ));
+    outpost.assert_nothing_lost_nor_doubled();
+}
+
+/// A command of 240 kB takes half a minute at 64 kbit/s, and a second one no less to be taken by the
+/// socket. The hub cut the line after 20 s of that, the gateway dialled anew, and was sent the same
+/// commands again, for ever.
+#[test]
+fn commands_that_take_longer_than_every_deadline_cross_a_slow_line_once() {
+    const CLAIM: &str =
+        "faults::carrier::commands_that_take_longer_than_every_deadline_cross_a_slow_line_once";
+    if !is_inside(CLAIM) {
+        return;
+    }
+    let mut outpost = Outpost::new(CLAIM, "", Some(SLOW));
+    outpost.hub.start();
+    outpost.gateway.start();
+    let link = outpost.link();
+    // Acks have to pass the commands.
+    outpost.publish(5);
+    let obeys = |command: &serde_json::Value| Some(json!({ "id": command["id"], "ok": true }));
+    let valve = Actuator::start(outpost.gateway.port, "valve-1", obeys);
+    let began = Instant::now();
+    let within = Duration::from_secs(150);
+    let sizes = [240_000, 240_000, 20_000];
+    let ids = sizes.map(|bytes| {
+        let params = json!({ "recipe": "x".repeat(bytes) });
+        outpost.hub.command_with(GATEWAY, "valve-1", "cook", within * 2, params)
+    });
+    while valve.heard().len() < ids.len() {
+        outpost.assert_held(&link);
+        assert!(began.elapsed() < within, "{CLAIM}: {} came", valve.heard().len());
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    outpost.note(format!(
+        "64 kbit/s, 300 ms each way: {} kB of commands in {:.0} s on one session",
+        sizes.iter().sum::<usize>() / 1000,
+        began.elapsed().as_secs_f64()
+    ));
+    for id in &ids {
+        assert_eq!(outpost.hub.outcome(GATEWAY, id, MINUTE).state, "succeeded", "{CLAIM}: {id}");
+    }
+    outpost.assert_held(&link);
+    let heard: Vec<_> = valve.heard().iter().map(|command| command["id"].clone()).collect();
+    assert_eq!(heard, ids, "each once, in their order");
     outpost.assert_nothing_lost_nor_doubled();
 }
 

@@ -17,7 +17,7 @@ use crate::field::{
     ledger::Ledger,
 };
 
-const GATEWAY: &str = "gw-1";
+pub(super) const GATEWAY: &str = "gw-1";
 const DEVICE: &str = "plc-01";
 
 /// How often a status is asked for: each asking is a process.

@@ -12,7 +12,7 @@ mod schema;
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -25,6 +25,10 @@ pub use credentials::Voucher;
 pub use enrolment::{Certificate, Enrolled, RevokedCertificate};
 pub use reader::{CommandRow, Gap, GatewayRow, Page, Query, Reader, RecordRow, StatusRow};
 pub use registry::{Admission, ApiToken, NewToken, Registry};
+
+/// How many epochs of one gateway are kept when a session begins; it may begin as many more as a
+/// session may. A gateway that lists them all keeps itself far below: whole ones are forgotten.
+const MAX_EPOCHS: usize = 16_384;
 
 /// The embedded engine.
 #[derive(Debug)]
@@ -197,13 +201,21 @@ impl Group<'_> {
         if self.sessions.get(&session.gateway).is_some_and(|newest| *newest > session.number) {
             return Ok(Answer::Superseded);
         }
+        let known = self.positions(numbers.no)?;
+        let listed: HashSet<(&str, u64)> =
+            hello.streams.iter().map(|held| (held.stream.as_str(), held.epoch.0)).collect();
+        let is_known =
+            |(stream, epoch): &&(&str, u64)| known.contains_key(&((*stream).to_owned(), *epoch));
+        let new = listed.len() - listed.iter().filter(is_known).count();
+        if hello.partial && known.len() + new > MAX_EPOCHS {
+            return Ok(Answer::TooManyEpochs);
+        }
         self.sessions.insert(session.gateway.clone(), session.number);
         self.tx.execute(
             "UPDATE gateways SET connected = 1, agent = ?2, last_seen_ms = ?3,
              first_seen_ms = ifnull(first_seen_ms, ?3) WHERE no = ?1",
             params![numbers.no, hello.agent, self.now_ms],
         )?;
-        let known = self.positions(numbers.no)?;
         let mut positions = Vec::with_capacity(hello.streams.len());
         for held in &hello.streams {
             let next = known.get(&(held.stream.as_str().to_owned(), held.epoch.0)).copied();
@@ -214,8 +226,7 @@ impl Group<'_> {
             });
         }
         for (stream, epoch) in known.keys() {
-            let still_held = |held: &Held| held.stream.as_str() == stream && held.epoch.0 == *epoch;
-            if !hello.partial && !positions.iter().any(still_held) {
+            if !hello.partial && !listed.contains(&(stream.as_str(), *epoch)) {
                 self.tx
                     .prepare_cached(
                         "DELETE FROM positions WHERE gateway = ?1 AND stream = ?2 AND epoch = ?3",

@@ -59,6 +59,15 @@ impl Bench {
         epochs: &[(&str, u64, u64)],
         partial: bool,
     ) -> (Vec<u64>, Vec<Pending>) {
+        match self.hello(number, epochs, partial) {
+            Answer::Opened { positions, commands } => {
+                (positions.iter().map(|held| held.next).collect(), commands)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn hello(&mut self, number: u64, epochs: &[(&str, u64, u64)], partial: bool) -> Answer {
         let streams: Vec<_> = epochs
             .iter()
             .map(|(epoch, first, next)| {
@@ -67,12 +76,7 @@ impl Bench {
             .collect();
         let hello = serde_json::json!({"gateway": "gw", "streams": streams, "partial": partial});
         let hello = Arc::new(serde_json::from_value(hello).unwrap());
-        match self.ask(Request::Open { session: session(number), hello }) {
-            Answer::Opened { positions, commands } => {
-                (positions.iter().map(|held| held.next).collect(), commands)
-            }
-            other => panic!("{other:?}"),
-        }
+        self.ask(Request::Open { session: session(number), hello })
     }
 
     fn apply(&mut self, number: u64, epoch: &str, seq: u64, count: u64) -> Answer {
@@ -229,6 +233,24 @@ fn epochs_are_apart_and_forgotten_when_no_longer_listed() {
     bench.apply(3, E1, 7, 2);
     bench.open_listing(4, &[(E2, 3, 3)], true);
     assert_eq!(bench.open(5, &[(E1, 7, 9), (E2, 3, 3)]).0, [9, 3], "a partial list forgets none");
+}
+
+/// A gateway whose disk never opens says `partial` each time, with new epochs each time. Nothing of
+/// them was ever forgotten, and each hello read them all.
+#[test]
+fn the_epochs_of_a_gateway_that_never_lists_all_are_bounded() {
+    let mut bench = Bench::new();
+    let names: Vec<String> = (1..=16_385_u64).map(|number| format!("{number:016x}")).collect();
+    let epochs: Vec<_> = names.iter().map(|name| (name.as_str(), 1, 1)).collect();
+    let (kept, new) = epochs.split_at(16_384);
+    for (number, some) in (1..).zip(kept.chunks(4096)) {
+        bench.open_listing(number, some, true);
+    }
+    assert_eq!(bench.open_listing(5, &kept[..2], true).0, [1, 1], "what is known has its place");
+    assert!(matches!(bench.hello(6, new, true), Answer::TooManyEpochs));
+    bench.apply(5, names[0].as_str(), 1, 1);
+    assert_eq!(bench.stored().len(), 1, "the session before is still the newest");
+    assert_eq!(bench.open(7, new).0, [1], "a whole list forgets the others");
 }
 
 #[test]
