@@ -164,13 +164,8 @@ impl Redelivery {
     /// The records of a lane from `from` on are numbered anew, from 1, in `to`'s epoch.
     pub(super) fn handle_renumbered(&mut self, from: Place, to: crate::protocol::Epoch) {
         let recent = self.sessions.values_mut().flat_map(|session| &mut session.recent);
-        for place in recent.filter_map(|recent| recent.place.as_mut()) {
-            let moved =
-                (place.lane, place.epoch) == (from.lane, from.epoch) && place.seq >= from.seq;
-            if moved {
-                *place = Place { lane: from.lane, epoch: to, seq: place.seq - from.seq + 1 };
-            }
-        }
+        let places = recent.filter_map(|recent| recent.place.as_mut());
+        places.for_each(|place| place.renumber(from, to));
     }
 
     /// When a run has lasted too long.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    DiskRequest, Ended, Gateway, Now, Output, Transmit,
+    DiskRequest, EVENTS, Ended, Gateway, Now, Output, Transmit,
     lane::{Landed, Lane},
     uplink::{Phase, Then, Uplink},
 };
@@ -315,6 +315,9 @@ impl Gateway {
             self.standstill.handle_moved(now.instant);
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
+        if lane == EVENTS {
+            self.commands.handle_acked(|place| self.lanes[lane].is_acked(place));
+        }
         if let Some((epoch, acked)) = trim {
             self.outputs.push_back(Output::Disk(DiskRequest::Trim { lane, epoch, acked }));
         }

@@ -31,6 +31,9 @@ impl Commands {
     /// Changes for the journal, to be put on the medium and answered with
     /// [`Commands::handle_journalled`] before the next are taken.
     pub(in crate::gateway) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
+        if self.has_journal_changes() {
+            std::mem::take(&mut self.shed).iter().for_each(|id| self.write(id));
+        }
         self.journalling = std::mem::take(&mut self.unjournalled);
         self.reporting = std::mem::take(&mut self.unreported);
         std::mem::take(&mut self.journal)

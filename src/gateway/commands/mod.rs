@@ -11,6 +11,7 @@
 //! never be delivered twice, and never be forgotten before the hub can have stopped asking for it.
 
 mod device;
+mod reported;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -21,6 +22,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::reported::Report;
+pub use self::reported::without_result;
 use super::{Now, Receipts};
 use crate::{
     command::{Allow, Command, CommandId, Failure, State, Status},
@@ -76,6 +79,11 @@ pub(super) struct Commands {
     /// of them.
     reporting: Vec<(Status, Receipts)>,
     unreported: Vec<(Status, Receipts)>,
+    /// What was reported and the hub has yet to acknowledge.
+    reported: BTreeMap<CommandId, Report>,
+    /// Ids whose result went, which the journal has yet to let go of. It does so beside its next
+    /// change: that costs the card no write of its own.
+    shed: Vec<CommandId>,
     out: VecDeque<Out>,
 }
 
@@ -135,6 +143,8 @@ impl Commands {
             unjournalled: Vec::new(),
             reporting: Vec::new(),
             unreported: Vec::new(),
+            reported: BTreeMap::new(),
+            shed: Vec::new(),
             out: VecDeque::new(),
         };
         commands.inherit(journal);
@@ -168,25 +178,28 @@ impl Commands {
 
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
         let fingerprint = fingerprint(&command);
+        let held = hub_n(&command);
+        let may_answer = self.may_answer(&command.id, held);
         let Some(kept) = self.known.get_mut(&command.id) else {
             return self.handle_new(now, command, fingerprint);
         };
-        let held = hub_n(&command);
         let is_untold = (self.unreported.iter().chain(&self.reporting))
             .any(|(status, _)| status.id == command.id);
         match &mut kept.last {
+            _ if kept.fingerprint != fingerprint && !may_answer => {}
             _ if kept.fingerprint != fingerprint => {
                 let why = "this id is known with another content";
                 let n = kept.last.as_ref().map_or(0, |last| last.n).max(held) + 1;
                 let status =
                     status(&command.id, n, State::Rejected, Some(failure("conflict", why)));
-                self.out.push_back(Out::Report(status, Receipts::None));
+                self.answer(status);
             }
             // The journal has yet to have its end, which is told when it has.
-            Some(last) if last.state.is_final() && is_untold => {}
+            Some(last) if last.state.is_final() && (is_untold || !may_answer) => {}
             Some(last) if last.state.is_final() => {
                 last.n = last.n.max(held + 1);
-                self.out.push_back(Out::Report(last.clone(), Receipts::None));
+                let last = last.clone();
+                self.answer(last);
             }
             // The hub sends again what has no final state yet; it is under way.
             _ if self.live.contains_key(&command.id) => {}
@@ -209,9 +222,8 @@ impl Commands {
             // A refusal is kept like any other end: the same id must not be taken the next time.
             self.begin(now, &command, fingerprint);
             self.finish(now, &command.id, state, None, Some(failure), Receipts::None);
-        } else {
-            let status = status(&command.id, hub_n(&command) + 1, state, Some(failure));
-            self.out.push_back(Out::Report(status, Receipts::None));
+        } else if self.may_answer(&command.id, hub_n(&command)) {
+            self.answer(status(&command.id, hub_n(&command) + 1, state, Some(failure)));
         }
     }
 
@@ -261,11 +273,11 @@ impl Commands {
         }
     }
 
-    fn refusal(&self, command: &Command) -> Option<Failure> {
+    fn refusal(&mut self, command: &Command) -> Option<Failure> {
         let Command { device, name, .. } = command;
         if !record::is_device_name(device) {
-            let why = format!("{device:?} can't be the name of a device");
-            return Some(failure("unknown_device", &why));
+            let why = "1 to 256 bytes without + # and control characters name a device";
+            return Some(failure("unknown_device", why));
         }
         if name.is_empty() || name.len() > 128 || name.contains(['/', '+', '#', '\0']) {
             return Some(failure(
@@ -282,6 +294,9 @@ impl Commands {
         }
         if self.live.len() >= self.rules.inflight {
             return Some(failure("busy", "too many commands are under way"));
+        }
+        if !self.has_room_for_result() {
+            return Some(failure("busy", "too many results wait for the hub to acknowledge them"));
         }
         None
     }

@@ -173,6 +173,15 @@ pub(super) struct Place {
     pub(super) seq: u64,
 }
 
+impl Place {
+    /// The records of a lane from `from` on are numbered anew, from 1, in `to`.
+    pub(super) fn renumber(&mut self, from: Self, to: Epoch) {
+        if (self.lane, self.epoch) == (from.lane, from.epoch) && self.seq >= from.seq {
+            *self = Self { epoch: to, seq: self.seq - from.seq + 1, ..from };
+        }
+    }
+}
+
 /// The next thing to send.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -255,6 +264,12 @@ impl Lane {
         };
         kept.receipts.add(receipt);
         None
+    }
+
+    /// Whether the hub holds the record at a place of this lane, or the account of its loss.
+    pub(super) fn is_acked(&self, place: Place) -> bool {
+        let state = self.epochs.iter().find(|state| state.epoch == place.epoch);
+        state.is_none_or(|state| place.seq <= state.acked)
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
