@@ -172,7 +172,8 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     let held = found.as_ref().map(Found::held).map_err(Clone::clone);
     let gateway = Gateway::new(driver::now(&clock), settings, held);
     let interests = gateway.interests();
-    let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
+    let questions = control::serve(&config.gateway.state_dir, config.spool.max_record_bytes)
+        .context("the control socket")?;
     let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
     let (notice_sender, notices) = mpsc::channel(NOTICE_QUEUE);
     let sink = |source: usize| Sink {

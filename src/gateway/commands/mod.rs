@@ -167,6 +167,11 @@ impl Commands {
         self.rules.reply.filter()
     }
 
+    /// Whether replies to commands come by this topic.
+    pub(super) fn is_reply(&self, topic: &str) -> bool {
+        self.rules.reply.matches(topic).is_some()
+    }
+
     pub(super) fn poll(&mut self) -> Option<Out> {
         self.out.pop_front()
     }

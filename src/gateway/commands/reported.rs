@@ -18,8 +18,8 @@ use crate::{
 /// Up to this size a result, or an error, is kept as long as its id.
 const SMALL_BYTES: usize = 256;
 
-/// Large results that are kept, in all. At the bound a new command is answered `busy`; what is under
-/// way then may still end with one each.
+/// Large results that are kept, in all. At the bound a new command is answered `busy`; what is
+/// under way then may still end with one each.
 const MAX_RESULTS_BYTES: usize = 1 << 20;
 
 /// Reports that the hub has yet to acknowledge. At the bound what it asks again, and what could not
