@@ -140,9 +140,7 @@ fn shed_bulk(status: &mut Status) -> bool {
     }
     status.result = None;
     let code = status.error.take().map(|error| error.code).filter(|code| code.len() <= 64);
-    status.error = Some(Failure {
-        code: code.unwrap_or_else(|| "reported".into()),
-        message: format!("its {bytes} bytes went out in an earlier report and are not kept"),
-    });
+    let why = format!("its {bytes} bytes went out in an earlier report and are not kept");
+    status.error = Some(Failure::new(code.unwrap_or_else(|| "reported".into()), why));
     true
 }
