@@ -316,7 +316,8 @@ impl Gateway {
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
         if lane == EVENTS {
-            self.commands.handle_acked(|place| self.lanes[lane].is_acked(place));
+            let events = &self.lanes[lane];
+            self.commands.handle_acked(|place| events.is_acked(place), |place| landed.skips(place));
         }
         if let Some((epoch, acked)) = trim {
             self.outputs.push_back(Output::Disk(DiskRequest::Trim { lane, epoch, acked }));

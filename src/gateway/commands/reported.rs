@@ -48,17 +48,26 @@ impl Commands {
         }
     }
 
-    /// The hub acknowledged events.
-    pub(in crate::gateway) fn handle_acked(&mut self, is_acked: impl Fn(Place) -> bool) {
-        let (known, shed) = (&mut self.known, &mut self.shed);
+    /// The hub acknowledged events. A report that the spool lost, so that a skip went in its place,
+    /// is made again: the hub, which asks only when a session begins, would wait for it in vain.
+    pub(in crate::gateway) fn handle_acked(
+        &mut self,
+        is_acked: impl Fn(Place) -> bool,
+        is_skipped: impl Fn(Place) -> bool,
+    ) {
+        let (known, shed, out) = (&mut self.known, &mut self.shed, &mut self.out);
         self.reported.retain(|id, report| {
             if !is_acked(report.place) {
                 return true;
             }
             let last = known.get_mut(id).and_then(|kept| kept.last.as_mut());
             let last = last.filter(|last| (last.n, last.state) == (report.n, report.state));
-            if last.is_some_and(shed_bulk) {
-                shed.push(id.clone());
+            if let Some(last) = last {
+                if is_skipped(report.place) {
+                    out.push_back(Out::Report(last.clone(), Receipts::None));
+                } else if shed_bulk(last) {
+                    shed.push(id.clone());
+                }
             }
             false
         });

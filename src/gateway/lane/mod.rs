@@ -150,6 +150,16 @@ pub(super) struct Landed {
     pub(super) sent: Option<Instant>,
     /// Of the messages.
     pub(super) wire_bytes: u64,
+    /// The skips in it: epoch, first, one past the last.
+    skips: Vec<(Epoch, u64, u64)>,
+}
+
+impl Landed {
+    /// Whether it says of the record at a place that it never comes.
+    pub(super) fn skips(&self, place: Place) -> bool {
+        (self.skips.iter())
+            .any(|(epoch, from, to)| *epoch == place.epoch && (*from..*to).contains(&place.seq))
+    }
 }
 
 /// What ended sessions have in common.

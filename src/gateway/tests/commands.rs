@@ -100,6 +100,37 @@ fn results_that_the_hub_does_not_acknowledge_make_the_gateway_busy() {
     assert!(bench.gateway.commands.unacknowledged().1 > 60_000, "it ran");
 }
 
+/// A report that the spool lost goes as a skip, which the hub acknowledges like a record.
+#[test]
+fn a_final_state_that_the_spool_lost_is_reported_again_in_the_same_session() {
+    let mut bench = Bench::holding(Held::default());
+    bench.welcomed();
+    // Of the first, memory keeps nothing once the disk has them.
+    for number in 0..15 {
+        run(&mut bench, &format!("c-{number}"), 60_000);
+    }
+    bench.pass(Duration::from_secs(2));
+    bench.gateway.handle_appended(bench.now, Ok(crate::spool::Appended::default()));
+    bench.look();
+    let mut said = String::new();
+    while bench.gateway.lanes[EVENTS].held_records() > 0 {
+        said += &self::said(&bench);
+        acknowledge_some_events(&mut bench);
+        while let Some(at) = bench.disk.iter().position(|r| matches!(r, DiskRequest::Read { .. })) {
+            let DiskRequest::Read { lane, epoch, from, .. } = bench.disk.remove(at) else { break };
+            let lost = crate::spool::Item::Skip { from, to: from + 4, reason: "damaged".into() };
+            bench.gateway.handle_read(bench.now, lane, epoch, Ok(vec![lost]));
+            bench.look();
+        }
+    }
+    said += &self::said(&bench);
+    assert!(said.contains(r#""type":"skip""#), "some were lost");
+    for number in 0..15 {
+        let told = format!(r#""id":"c-{number}","n":2,"state":"succeeded","result":{{"#);
+        assert!(said.contains(&told), "the hub never learns how c-{number} ended");
+    }
+}
+
 /// What an earlier version left: the start itself was what the board could not bear.
 #[test]
 fn a_start_bears_a_journal_that_an_earlier_version_let_grow() {
@@ -229,15 +260,18 @@ fn journal_of(bench: &mut Bench) -> BTreeMap<String, Bytes> {
 }
 
 fn acknowledge_events(bench: &mut Bench) {
-    bench.sent.clear();
-    let stream = StreamName::try_from("events".to_owned()).unwrap();
-    let acked = 1 << 20;
-    let position = Position { stream, epoch: Epoch(0xe001), acked, window: None };
     while bench.gateway.lanes[EVENTS].held_records() > 0 {
-        let ack = Ack { position: position.clone(), rejected: Vec::new() };
-        bench.hear(HubMessage::Ack(ack));
+        acknowledge_some_events(bench);
     }
     bench.sent.clear();
+}
+
+/// Acknowledges what was sent of them, and sees what is sent then.
+fn acknowledge_some_events(bench: &mut Bench) {
+    bench.sent.clear();
+    let stream = StreamName::try_from("events".to_owned()).unwrap();
+    let position = Position { stream, epoch: Epoch(0xe001), acked: 1 << 20, window: None };
+    bench.hear(HubMessage::Ack(Ack { position, rejected: Vec::new() }));
 }
 
 fn said(bench: &Bench) -> String {
