@@ -186,6 +186,13 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// A failure of this code.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into() }
+    }
+}
+
 /// One step of a command, as the hub is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::wear::{Load, Wear};
 use crate::{
-    gateway::{DiskRequest, Held},
+    gateway::{DiskRequest, Held, without_result},
     identity::CONFIRMED_TIME,
     protocol::Epoch,
     spool::{
@@ -158,7 +158,7 @@ impl Opening {
         let disk = DirectoryDisk::open(&self.directory)?;
         let names: Vec<&str> = self.streams.iter().map(String::as_str).collect();
         let (spool, report) = Spool::open(disk, &names, self.limits, self.epoch.0)?;
-        let journal = Journal::open(spool.disk())?;
+        let journal = Journal::open(spool.disk(), without_result)?;
         let entries = journal.entries().map(|(key, value)| (key.to_owned(), value.clone()));
         let managed_urls = std::fs::read_to_string(self.directory.join(MANAGED));
         let managed_urls = managed_urls.unwrap_or_default();

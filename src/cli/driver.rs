@@ -6,6 +6,8 @@
 
 mod alarm;
 mod questions;
+mod sources;
+mod stop;
 mod time;
 
 use std::{
@@ -19,7 +21,6 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::timeout_at,
 };
 
 use alarm::Alarm;
@@ -46,13 +47,6 @@ use crate::{
 
 /// How often the bytes that left the socket are looked at while something is under way.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a stop may take in all, and how much of it is for making everything safe, for the hub's
-/// last acks, and for the closing handshake.
-const STOP: Duration = Duration::from_millis(4500);
-const STOP_SAFE: Duration = Duration::from_secs(2);
-const STOP_ACKS: Duration = Duration::from_millis(500);
-const STOP_CLOSE: Duration = Duration::from_millis(500);
 
 /// Makes links: everything about a hub, by its place in the configuration, but the moment.
 pub(super) type Dialer = Box<dyn FnMut(usize, bool) -> Result<link::Target, String> + Send>;
@@ -279,67 +273,6 @@ impl Driver {
         self.gateway.handle_network_change(now);
     }
 
-    fn handle_notice(&mut self, now: Now, notice: Notice) {
-        match notice {
-            Notice::Exhausted(_) => {
-                // The publishes it speaks of are in the other queue, which is read after this one.
-                self.take_publishes(now);
-                self.gateway.handle_exhausted(now);
-            }
-            Notice::Birth { device } => {
-                // Only the listener has devices that come and go.
-                let listener = self.sources.iter().position(|source| source.name == "listener");
-                let source = SourceId(listener.unwrap_or(0) as u8);
-                self.gateway.handle_birth(now, &device, source);
-            }
-            Notice::Death { device, reason } => self.gateway.handle_death(now, &device, reason),
-            Notice::Refused { device, reason, receipt } => {
-                self.gateway.handle_refused(now, device.as_deref(), reason, receipt);
-            }
-            Notice::Delivered { token } => {
-                self.state.tried.remove(&token);
-                self.gateway.handle_delivered(now, token);
-            }
-            Notice::Undelivered { token } => self.try_next_source(now, token),
-            Notice::Interrupted { token } => {
-                self.state.tried.remove(&token);
-                self.gateway.handle_interrupted(now, token);
-            }
-            Notice::State { source, up, detail } => {
-                let name = self.sources.get(usize::from(source.0)).map_or("?", |s| s.name);
-                tracing::info!(source = name, up, detail, "source");
-                self.state.source_states.insert(source, (up, detail));
-            }
-        }
-    }
-
-    /// A command is offered to the source that last heard the device, then to those behind it, one
-    /// after another.
-    fn try_next_source(&mut self, now: Now, token: u64) {
-        let Some((delivery, first)) = self.state.tried.remove(&token) else { return };
-        let here = usize::from(first.0);
-        let next = here + 1;
-        if next < self.sources.len() {
-            let source = SourceId(next as u8);
-            self.deliver(source, delivery);
-        } else {
-            self.gateway.handle_undelivered(now, token);
-        }
-    }
-
-    fn deliver(&mut self, source: SourceId, delivery: source::Delivery) {
-        let token = delivery.token;
-        self.state.tried.insert(token, (delivery.clone(), source));
-        let sent = self
-            .sources
-            .get(usize::from(source.0))
-            .is_some_and(|source| source.requests.send(source::Request::Deliver(delivery)).is_ok());
-        if !sent {
-            self.state.tried.remove(&token);
-            self.gateway.handle_undelivered(self.now(), token);
-        }
-    }
-
     fn note_progress(&mut self, now: Now) {
         let Some(link) = &self.state.link else { return };
         let made_room = link.counters.made_room.load(Relaxed);
@@ -479,57 +412,6 @@ impl Driver {
             Some(what) => {
                 tracing::error!(what, "the gateway stands still; the watchdog is not fed")
             }
-        }
-    }
-
-    /// Nothing more is taken in; what was taken is made safe and acknowledged; the link is closed.
-    async fn stop(mut self) {
-        let end = Instant::now() + STOP;
-        self.gateway.handle_stop(self.now());
-        self.go_on_until(STOP_SAFE, Gateway::is_settled).await;
-        if !self.gateway.is_settled() {
-            tracing::error!("stopping with records that are not safe; they stay unacknowledged");
-        }
-        self.drain();
-        for source in &self.sources {
-            source.requests.send(source::Request::Stop).ok();
-        }
-        self.go_on_until(STOP_ACKS, Gateway::is_drained).await;
-        self.gateway.handle_last_close(self.now());
-        self.go_on_until(STOP_CLOSE, Gateway::is_closed).await;
-        self.keep_time(true);
-        let Self { sources, disk, .. } = self;
-        for source in sources {
-            let name = source.name;
-            if timeout_at(end.into(), source.task).await.is_err() {
-                tracing::warn!(source = name, "the source did not end in time");
-            }
-        }
-        disk.stop();
-        tracing::info!("stopped");
-    }
-
-    async fn go_on_until(&mut self, patience: Duration, done: fn(&Gateway) -> bool) {
-        let end = Instant::now() + patience;
-        loop {
-            let waits_for_room = self.drain();
-            if done(&self.gateway) || Instant::now() >= end {
-                return;
-            }
-            let deadline = self.gateway.poll_timeout().map_or(end, |at| at.min(end));
-            let alarm = self.state.alarm.ring_by(Some(deadline));
-            let link = &mut self.state.link;
-            let requests =
-                link.as_ref().filter(|_| waits_for_room).map(|link| link.requests.clone());
-            let event = tokio::select! {
-                biased;
-                Some(answer) = self.disk.answers.recv() => Event::Disk(answer),
-                event = next_of(link), if link.is_some() => Event::Link(event),
-                () = room(requests), if waits_for_room => Event::Room,
-                Some(notice) = self.notices.recv() => Event::Notice(notice),
-                () = alarm => Event::Timeout,
-            };
-            self.handle(event);
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     dialer::{dialer, via},
-    disk::{self, Found, Opening},
+    disk::{self, DiskThread, Found, Opening},
     driver::{self, Driver, Source, State},
     expiry,
     reload::Reload,
@@ -142,37 +142,10 @@ fn listener_tls(
     Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients, clock))
 }
 
-async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
-    let [epoch, seed] = random()?;
-    let epoch = Epoch(epoch);
-    let spool_dir = spool_dir(&config);
-    let mut names = vec!["events"];
-    names.extend(config.spool.lanes.iter().map(StreamName::as_str));
-    let segment_bytes =
-        (config.spool.max_bytes / SEGMENTS).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
-    let limits = Limits {
-        max_bytes: config.spool.max_bytes,
-        segment_bytes,
-        min_free_bytes: config.spool.min_free_bytes,
-        tail: if config.spool.durability == Durability::Disk { window(&config) } else { 0 },
-    };
-    let streams: Vec<String> = names.into_iter().map(str::to_owned).collect();
-    let opening = Opening { directory: spool_dir.clone(), streams: streams.clone(), limits, epoch };
-    let (disk, found) = disk::start(opening)
-        .with_context(|| format!("the spool in {} can't be used", spool_dir.display()))?;
-    match &found {
-        Ok(found) => found.report(),
-        Err(error) => {
-            tracing::error!(error, "the spool can't be opened; going on without, and trying again");
-        }
-    }
-    let streams = found.as_ref().map_or(&streams, |found| &found.streams);
-    let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
-    let settings = settings(&config, &parts, stream_names(streams)?, managed_urls, epoch, seed);
-    let held = found.as_ref().map(Found::held).map_err(Clone::clone);
-    let gateway = Gateway::new(driver::now(&clock), settings, held);
-    let interests = gateway.interests();
-    let questions = control::serve(&config.gateway.state_dir).context("the control socket")?;
+async fn start(config: Config, mut parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {
+    let (disk, gateway) = open(&config, &parts, &clock)?;
+    let questions = control::serve(&config.gateway.state_dir, config.spool.max_record_bytes)
+        .context("the control socket")?;
     let (publish_sender, publishes) = mpsc::channel(PUBLISH_QUEUE);
     let (notice_sender, notices) = mpsc::channel(NOTICE_QUEUE);
     let sink = |source: usize| Sink {
@@ -180,34 +153,11 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
         publishes: publish_sender.clone(),
         notices: notice_sender.clone(),
     };
-    let mut sources = Vec::new();
-    if let Some(listener) = &config.listener {
-        let sink = sink(sources.len());
-        let topics = listener::Topics::new(interests.clone(), &config, &parts.id);
-        let running = listener::start(listener, topics, parts.listener_tls, sink).await?;
-        sources.push(Source { name: "listener", requests: running.requests, task: running.task });
-    }
-    if let Some(mqtt) = &config.mqtt {
-        let state_file = config.gateway.state_dir.join("mqtt-filters");
-        let sink = sink(sources.len());
-        let running = mqtt::start(mqtt, &parts.id, interests, parts.mqtt_tls, state_file, sink);
-        sources.push(Source { name: "mqtt", requests: running.requests, task: running.task });
-    }
+    let sources = start_sources(&config, &mut parts, gateway.interests(), sink).await?;
     let urls: Vec<String> = (config.uplink.iter())
         .flat_map(|uplink| uplink.hubs.iter().map(|hub| hub.url.to_string()))
         .collect();
-    tracing::info!(
-        gateway = parts.id,
-        url = match urls.as_slice() {
-            [] => "none: records are kept until [uplink] url is set".to_owned(),
-            urls => urls.join(", "),
-        },
-        "fieldgate {} runs",
-        env!("CARGO_PKG_VERSION")
-    );
-    for note in &config.notes {
-        tracing::info!("{note}");
-    }
+    announce(&config, &parts.id, &urls);
     tokio::spawn(expiry::watch(config.clone(), clock.clone()));
     let driver = Driver {
         gateway,
@@ -227,6 +177,76 @@ async fn start(config: Config, parts: Parts, clock: Arc<Clock>) -> anyhow::Resul
     // As a task: a future that the runtime itself blocks on costs a system call more at each
     // wake-up.
     tokio::spawn(driver.run()).await.context("the event loop")?.context("signals")
+}
+
+/// Opens the spool, and makes the core with what is in it.
+fn open(config: &Config, parts: &Parts, clock: &Clock) -> anyhow::Result<(DiskThread, Gateway)> {
+    let [epoch, seed] = random()?;
+    let epoch = Epoch(epoch);
+    let directory = spool_dir(config);
+    let mut streams = vec!["events".to_owned()];
+    streams.extend(config.spool.lanes.iter().map(|lane| lane.as_str().to_owned()));
+    let segment_bytes =
+        (config.spool.max_bytes / SEGMENTS).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+    let limits = Limits {
+        max_bytes: config.spool.max_bytes,
+        segment_bytes,
+        min_free_bytes: config.spool.min_free_bytes,
+        tail: if config.spool.durability == Durability::Disk { window(config) } else { 0 },
+    };
+    let opening = Opening { directory: directory.clone(), streams: streams.clone(), limits, epoch };
+    let (disk, found) = disk::start(opening)
+        .with_context(|| format!("the spool in {} can't be used", directory.display()))?;
+    match &found {
+        Ok(found) => found.report(),
+        Err(error) => {
+            tracing::error!(error, "the spool can't be opened; going on without, and trying again");
+        }
+    }
+    let streams = found.as_ref().map_or(&streams, |found| &found.streams);
+    let managed_urls = found.as_ref().map_or(&[][..], |found| &found.managed_urls);
+    let settings = settings(config, parts, stream_names(streams)?, managed_urls, epoch, seed);
+    let held = found.as_ref().map(Found::held).map_err(Clone::clone);
+    Ok((disk, Gateway::new(driver::now(clock), settings, held)))
+}
+
+/// Starts what hears devices, in the order of their numbers.
+async fn start_sources(
+    config: &Config,
+    parts: &mut Parts,
+    interests: Vec<String>,
+    sink: impl Fn(usize) -> Sink,
+) -> anyhow::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    if let Some(listener) = &config.listener {
+        let sink = sink(sources.len());
+        let topics = listener::Topics::new(interests.clone(), config, &parts.id);
+        let running = listener::start(listener, topics, parts.listener_tls.take(), sink).await?;
+        sources.push(Source { name: "listener", requests: running.requests, task: running.task });
+    }
+    if let Some(mqtt) = &config.mqtt {
+        let state_file = config.gateway.state_dir.join("mqtt-filters");
+        let sink = sink(sources.len());
+        let tls = parts.mqtt_tls.take();
+        let running = mqtt::start(mqtt, &parts.id, interests, tls, state_file, sink);
+        sources.push(Source { name: "mqtt", requests: running.requests, task: running.task });
+    }
+    Ok(sources)
+}
+
+fn announce(config: &Config, id: &str, urls: &[String]) {
+    tracing::info!(
+        gateway = id,
+        url = match urls {
+            [] => "none: records are kept until [uplink] url is set".to_owned(),
+            urls => urls.join(", "),
+        },
+        "fieldgate {} runs",
+        env!("CARGO_PKG_VERSION")
+    );
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
 }
 
 pub(super) fn spool_dir(config: &Config) -> PathBuf {

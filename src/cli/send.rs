@@ -4,11 +4,11 @@ use std::{io::Read as _, process::ExitCode, time::Duration};
 
 use crate::{
     config::Config,
-    ops::control::{Ask, ask},
+    ops::control::{Ask, SAFE_WITHIN, ask},
 };
 
-/// How long it may take until the record is safe: on disk, or at the hub.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The gateway says by itself that the record is not safe in time.
+const PATIENCE: Duration = SAFE_WITHIN.saturating_add(Duration::from_secs(5));
 
 /// Sends, waits until the record is safe, and says so.
 pub(super) fn send(

@@ -1,14 +1,18 @@
 //! What the sources hear: publishes become records or replies, or are refused; devices come and go.
 
+use std::time::Instant;
+
 use super::{
-    Gateway, MAX_HEARD, Now, Output,
+    Gateway, MAX_HEARD, Now, Output, Settings,
     commands::Reply,
     lane::Place,
     redelivery::{self, Verdict},
+    shares::Shares,
 };
 use crate::{
     planted::{Bug, planted},
     record::{self, Publish, Reading, Receipt, SourceId},
+    topic::is_valid_name,
 };
 
 impl Gateway {
@@ -35,6 +39,51 @@ impl Gateway {
             }
         }
         self.settle(now);
+    }
+
+    /// Someone at the board publishes by hand. What can't be kept is told to them, and neither
+    /// counted nor reported; else the receipt is given back when the record is safe.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do.
+    pub fn handle_send(&mut self, now: Now, publish: Publish) -> Result<(), String> {
+        let (topic, bytes) = (publish.topic.as_str(), publish.payload.len());
+        let is_pressed = self.is_pressed();
+        if self.commands.is_reply(topic) {
+            return Err(format!(
+                "{topic:?} is a topic of replies to commands; give one of telemetry"
+            ));
+        }
+        let destination = destination(&self.settings, topic).filter(|_| is_valid_name(topic));
+        let Some((_, device)) = destination else {
+            return Err(format!(
+                "no [[telemetry]] topic matches {topic:?}; give a --topic that one does"
+            ));
+        };
+        if !self.has_room() {
+            let why = "memory is full of records that are not safe yet; see: fieldgate status";
+            return Err(why.into());
+        }
+        let limit = self.settings.max_record_bytes;
+        let shares = is_pressed.then_some(&mut self.shares);
+        match Fault::find(now.instant, device, bytes, limit, shares) {
+            Some(Fault::TooLarge) => Err(format!(
+                "the payload has {bytes} bytes and spool.max_record_bytes is {limit}; send less, or \
+                 raise it"
+            )),
+            Some(Fault::BadDevice) => Err(format!(
+                "{device:?} can't be the name of a device; give 1 to 256 bytes without + # and \
+                 control characters"
+            )),
+            Some(Fault::OverShare) => Err(format!(
+                "the spool is nearly full and {device:?} has had more than its share of it; see: \
+                 fieldgate status"
+            )),
+            None => {
+                self.handle_publish(now, publish);
+                Ok(())
+            }
+        }
     }
 
     /// A publish is kept already: its receipt waits for the record, if it is not safe yet.
@@ -68,54 +117,57 @@ impl Gateway {
                 return;
             }
         };
-        let matched = self.settings.telemetry.iter().find_map(|rule| {
-            rule.topic.matches(&topic).map(|captures| {
-                let device = captures.get("device").or(rule.device.as_deref());
-                (rule.lane, device.unwrap_or(&self.settings.id))
-            })
-        });
-        let Some((lane, device)) = matched else {
+        let is_pressed = self.is_pressed();
+        let Some((lane, device)) = destination(&self.settings, &topic) else {
             // A source may hear more than it was asked to; nobody wants this one.
             self.outputs.extend(receipt.map(Output::Safe));
             return;
         };
         self.counters.received += 1;
-        let is_pressed = self.disk.pressed
-            || (self.disk.error.is_some() && self.memory_bytes() >= self.settings.memory_bytes / 2);
-        if payload.len() > self.settings.max_record_bytes {
-            let (bytes, limit) = (payload.len(), self.settings.max_record_bytes);
-            tracing::info!(
-                device,
-                topic,
-                bytes,
-                limit,
-                "a publish is larger than spool.max_record_bytes"
-            );
-            if planted(Bug::RefusalReceiptEarly) {
-                self.outputs.extend(receipt.map(Output::Safe));
+        let (bytes, limit) = (payload.len(), self.settings.max_record_bytes);
+        let shares = is_pressed.then_some(&mut self.shares);
+        match Fault::find(now.instant, device, bytes, limit, shares) {
+            Some(Fault::TooLarge) => {
+                tracing::info!(
+                    device,
+                    topic,
+                    bytes,
+                    limit,
+                    "a publish is larger than spool.max_record_bytes"
+                );
+                if planted(Bug::RefusalReceiptEarly) {
+                    self.outputs.extend(receipt.map(Output::Safe));
+                }
+                self.reports.refuse(now.instant, Some(device), "too_large", receipt);
             }
-            self.reports.refuse(now.instant, Some(device), "too_large", receipt);
-        } else if !record::is_device_name(device) {
-            self.reports.refuse(now.instant, None, "bad_device", receipt);
-        } else if is_pressed && self.shares.is_over(now.instant, device) {
-            self.reports.refuse(now.instant, Some(device), "over_share", receipt);
-        } else {
-            let json = record::is_plain_json(&payload);
-            let reading = Reading { device, topic: &topic, retained, payload: &payload, json };
-            let bytes = record::store_reading(now.wall, &reading);
-            self.shares.note(now.instant, device, bytes.len());
-            if let Some(last) = self.heard.get_mut(device) {
-                *last = source;
-            } else if self.heard.len() < MAX_HEARD {
-                self.heard.insert(device.into(), source);
+            Some(Fault::BadDevice) => self.reports.refuse(now.instant, None, "bad_device", receipt),
+            Some(Fault::OverShare) => {
+                self.reports.refuse(now.instant, Some(device), "over_share", receipt);
             }
-            let origin =
-                digest.and_then(|(packet, digest)| self.redelivery.note_kept(packet, digest));
-            let place = self.lanes[lane].push(now.instant, bytes, origin, receipt.into());
-            if let Some(origin) = origin {
-                self.redelivery.note_place(origin.session, place);
+            None => {
+                let json = record::is_plain_json(&payload);
+                let reading = Reading { device, topic: &topic, retained, payload: &payload, json };
+                let bytes = record::store_reading(now.wall, &reading);
+                self.shares.note(now.instant, device, bytes.len());
+                if let Some(last) = self.heard.get_mut(device) {
+                    *last = source;
+                } else if self.heard.len() < MAX_HEARD {
+                    self.heard.insert(device.into(), source);
+                }
+                let origin =
+                    digest.and_then(|(packet, digest)| self.redelivery.note_kept(packet, digest));
+                let place = self.lanes[lane].push(now.instant, bytes, origin, receipt.into());
+                if let Some(origin) = origin {
+                    self.redelivery.note_place(origin.session, place);
+                }
             }
         }
+    }
+
+    /// Whether room is so short that each device keeps to its share.
+    fn is_pressed(&self) -> bool {
+        self.disk.pressed
+            || (self.disk.error.is_some() && self.memory_bytes() >= self.settings.memory_bytes / 2)
     }
 
     /// A source could not take a publish.
@@ -168,5 +220,44 @@ impl Gateway {
     pub fn handle_interrupted(&mut self, now: Now, token: u64) {
         self.commands.handle_interrupted(now, token);
         self.settle(now);
+    }
+}
+
+/// The stream and the device of a publish; `None` if it is no telemetry.
+fn destination<'a>(settings: &'a Settings, topic: &'a str) -> Option<(usize, &'a str)> {
+    settings.telemetry.iter().find_map(|rule| {
+        rule.topic.matches(topic).map(|captures| {
+            let device = captures.get("device").or(rule.device.as_deref());
+            (rule.lane, device.unwrap_or(&settings.id))
+        })
+    })
+}
+
+/// Why telemetry is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    TooLarge,
+    BadDevice,
+    OverShare,
+}
+
+impl Fault {
+    /// `limit` is that of a payload; `shares` are to be kept to, if they are given.
+    fn find(
+        now: Instant,
+        device: &str,
+        bytes: usize,
+        limit: usize,
+        shares: Option<&mut Shares>,
+    ) -> Option<Self> {
+        if bytes > limit {
+            Some(Self::TooLarge)
+        } else if !record::is_device_name(device) {
+            Some(Self::BadDevice)
+        } else if shares.is_some_and(|shares| shares.is_over(now, device)) {
+            Some(Self::OverShare)
+        } else {
+            None
+        }
     }
 }

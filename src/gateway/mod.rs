@@ -39,8 +39,8 @@ use std::{
 
 use bytes::Bytes;
 
-pub use commands::Rules as CommandRules;
 use commands::{Commands, Heard, Out};
+pub use commands::{Rules as CommandRules, without_result};
 use lane::{Lane, Receipts};
 use random::Random;
 use redelivery::Redelivery;
@@ -427,9 +427,11 @@ impl Gateway {
             match out {
                 Out::Report(status, receipts) => {
                     tracing::info!(id = %status.id, n = status.n, state = %status.state, "command");
+                    let (id, n, state) = (status.id.clone(), status.n, status.state);
                     let event = record::Event::CommandStatus(status);
                     let bytes = record::store_event(now.wall, &event);
-                    self.lanes[EVENTS].push(now.instant, bytes, None, receipts);
+                    let place = self.lanes[EVENTS].push(now.instant, bytes, None, receipts);
+                    self.commands.handle_reported(id, n, state, place);
                 }
                 Out::Deliver { token, device, topic, payload } => {
                     let source = self.heard.get(device.as_str()).copied();

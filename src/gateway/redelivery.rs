@@ -36,6 +36,8 @@ pub(super) struct Redelivery {
     sessions: BTreeMap<u64, Session>,
     /// How many publishes of a session are remembered.
     window: usize,
+    /// Of what waits for its run to end.
+    held_bytes: usize,
     /// Since start: publishes that were known, and those marked DUP that were kept nonetheless.
     pub(super) recognised: u64,
     pub(super) doubtful: u64,
@@ -119,6 +121,7 @@ impl Redelivery {
             self.doubtful += u64::from(packet.dup);
             return Verdict::Keep(vec![publish]);
         };
+        let held_before = session.held_bytes();
         let connection = publish.receipt.map(|receipt| receipt.connection);
         if session.connection != connection {
             // Whatever of a run came on the last connection is not acknowledged, so it comes again.
@@ -128,6 +131,7 @@ impl Redelivery {
         }
         session.resends &= packet.dup;
         let verdict = session.judge(now, packet, publish);
+        self.held_bytes = self.held_bytes - held_before + session.held_bytes();
         match &verdict {
             Verdict::Known(known) => self.recognised += known.len() as u64,
             Verdict::Keep(kept) => {
@@ -164,13 +168,8 @@ impl Redelivery {
     /// The records of a lane from `from` on are numbered anew, from 1, in `to`'s epoch.
     pub(super) fn handle_renumbered(&mut self, from: Place, to: crate::protocol::Epoch) {
         let recent = self.sessions.values_mut().flat_map(|session| &mut session.recent);
-        for place in recent.filter_map(|recent| recent.place.as_mut()) {
-            let moved =
-                (place.lane, place.epoch) == (from.lane, from.epoch) && place.seq >= from.seq;
-            if moved {
-                *place = Place { lane: from.lane, epoch: to, seq: place.seq - from.seq + 1 };
-            }
-        }
+        let places = recent.filter_map(|recent| recent.place.as_mut());
+        places.for_each(|place| place.renumber(from, to));
     }
 
     /// When a run has lasted too long.
@@ -187,14 +186,14 @@ impl Redelivery {
             Some(run.held)
         });
         let held: Vec<Publish> = overdue.flatten().collect();
+        self.held_bytes -= held.iter().map(bytes_of).sum::<usize>();
         self.doubtful += held.len() as u64;
         held
     }
 
     /// The bytes of what waits for its run to end.
     pub(super) fn held_bytes(&self) -> usize {
-        let runs = self.sessions.values().filter_map(|session| session.run.as_ref());
-        runs.flat_map(|run| &run.held).map(|p| p.topic.len() + p.payload.len()).sum()
+        self.held_bytes
     }
 }
 
@@ -229,6 +228,10 @@ impl Session {
         Verdict::Known(run.held.drain(..).zip(places).collect())
     }
 
+    fn held_bytes(&self) -> usize {
+        self.run.iter().flat_map(|run| &run.held).map(bytes_of).sum()
+    }
+
     /// Whether the identifiers of the last publishes only increased.
     fn is_rising(&self) -> bool {
         let from = self.recent.len().saturating_sub(RISING + 1);
@@ -236,6 +239,10 @@ impl Session {
         let rises = |(before, after): (u16, u16)| before < after || before == u16::MAX;
         self.recent.len() > RISING && ids.clone().zip(ids.skip(1)).all(rises)
     }
+}
+
+fn bytes_of(publish: &Publish) -> usize {
+    publish.topic.len() + publish.payload.len()
 }
 
 fn is_dup(publish: &Publish) -> bool {
@@ -278,12 +285,19 @@ mod tests {
             let publish = publish(id, dup, self.connection);
             let packet = publish.packet.unwrap();
             let verdict = self.redelivery.handle_publish(self.now, packet, publish);
+            self.check_held_bytes();
             if let Verdict::Keep(kept) = &verdict {
                 for publish in kept {
                     self.redelivery.note_kept(publish.packet.unwrap(), digest(publish));
                 }
             }
             verdict
+        }
+
+        /// The sum that is carried on is that of what is there.
+        fn check_held_bytes(&self) {
+            let held: usize = self.redelivery.sessions.values().map(Session::held_bytes).sum();
+            assert_eq!(self.redelivery.held_bytes(), held);
         }
 
         /// How many of these publishes, all sent again, are kept, and how many known.
@@ -347,6 +361,7 @@ mod tests {
         bench.now += PATIENCE;
         assert_eq!(bench.redelivery.next_deadline(), Some(bench.now));
         assert_eq!(bench.redelivery.take_overdue(bench.now).len(), 1);
+        bench.check_held_bytes();
         assert_eq!(bench.resend([40]), (1, 0), "too late");
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    DiskRequest, Ended, Gateway, Now, Output, Transmit,
+    DiskRequest, EVENTS, Ended, Gateway, Now, Output, Transmit,
     lane::{Landed, Lane},
     live::Session,
     uplink::{NEVER_TOO_BIG, Phase, Then, Uplink},
@@ -360,6 +360,10 @@ impl Gateway {
             }
         }
         self.outputs.extend(safe.into_iter().map(Output::Safe));
+        if lane == EVENTS {
+            let events = &self.lanes[lane];
+            self.commands.handle_acked(|place| events.is_acked(place), |place| landed.skips(place));
+        }
         if let Some((epoch, acked)) = trim {
             self.outputs.push_back(Output::Disk(DiskRequest::Trim { lane, epoch, acked }));
         }

@@ -162,6 +162,7 @@ impl Gateway {
                 let from = self.lanes[lane].begin_epoch(epoch);
                 tracing::info!(lane, %epoch, "fresh records pass the backlog");
                 self.redelivery.handle_renumbered(from, epoch);
+                self.commands.handle_renumbered(from, epoch);
                 self.outputs.push_back(Output::Disk(DiskRequest::Begin { lane, epoch }));
             }
         }

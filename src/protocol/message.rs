@@ -357,10 +357,23 @@ pub struct CommandMessage {
 /// A command's last status, as the hub holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HubState {
-    /// Its number.
+    /// Its number, so small that a next one can always rise above it.
+    #[serde(deserialize_with = "bounded_n")]
     pub n: u32,
     /// Its state.
     pub state: State,
+}
+
+/// The largest number of a status (PROTOCOL.md, section 5).
+const MAX_STATUS_N: u32 = i32::MAX as u32;
+
+fn bounded_n<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let n = u32::deserialize(deserializer)?;
+    if n > MAX_STATUS_N {
+        let why = format!("state.n {n} is too large; at most {MAX_STATUS_N}");
+        return Err(serde::de::Error::custom(why));
+    }
+    Ok(n)
 }
 
 /// The parameters of a command that has none.

@@ -44,6 +44,8 @@ pub enum Notice {
     Birth {
         /// The device: its client identifier.
         device: String,
+        /// Where.
+        source: SourceId,
     },
     /// A device went.
     Death {

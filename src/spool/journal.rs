@@ -27,10 +27,22 @@ const SMALL_BYTES: u64 = 64 * 1024;
 /// How many times larger than its content the file may grow.
 const SLACK: u64 = 4;
 
+/// More than this version ever keeps. What an earlier one left beyond it is made lean while it is
+/// read, so that a start never needs more memory than this.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What an entry costs beside its key and value.
+const ENTRY_BYTES: u64 = 16;
+
+/// What is left of a value when there is too much of all; `None`: it stays as it is.
+pub type Lean = fn(&[u8]) -> Option<Bytes>;
+
 /// The journal, open.
 #[derive(Debug)]
 pub struct Journal<F> {
     entries: BTreeMap<String, Bytes>,
+    /// Of the entries.
+    bytes: u64,
     /// `None` when the file can't be relied on and is to be rewritten.
     tail: Option<Tail<F>>,
     written_bytes: u64,
@@ -45,12 +57,15 @@ struct Tail<F> {
 }
 
 impl<F: super::DiskFile> Journal<F> {
-    /// Opens the journal. A torn or damaged tail is left out and goes with the next rewrite.
+    /// Opens the journal. A torn or damaged tail is left out and goes with the next rewrite. Where
+    /// it is more than can be held, its values are made `lean`.
     ///
     /// # Errors
     /// The file is there and can't be read, or a newer version wrote it.
-    pub fn open<D: Disk<File = F>>(disk: &D) -> Result<Self, OpenError> {
-        let mut journal = Self { entries: BTreeMap::new(), tail: None, written_bytes: 0, syncs: 0 };
+    pub fn open<D: Disk<File = F>>(disk: &D, lean: Lean) -> Result<Self, OpenError> {
+        let (entries, tail) = (BTreeMap::new(), None);
+        let mut journal = Self { entries, bytes: 0, tail, written_bytes: 0, syncs: 0 };
+        let mut is_over = false;
         if !disk.list()?.iter().any(|name| name == FILE) {
             return Ok(journal);
         }
@@ -63,7 +78,13 @@ impl<F: super::DiskFile> Journal<F> {
             let mut scan = Scan::load(&file, id(), offset, READ_BYTES)?;
             while let Some((_, frame)) = scan.next_frame() {
                 let Frame::Record(_, bytes) = frame else { continue };
-                journal.apply(&bytes);
+                let Some((key, value)) = parts(&bytes) else { continue };
+                let leaner = if is_over { lean(value) } else { None };
+                journal.apply(key, leaner.as_deref().unwrap_or(value));
+                if journal.bytes > MAX_BYTES && !is_over {
+                    is_over = true;
+                    journal.make_lean(lean);
+                }
             }
             if scan.offset() == offset {
                 return Ok(journal);
@@ -88,11 +109,10 @@ impl<F: super::DiskFile> Journal<F> {
         changes: &[(String, Bytes)],
     ) -> io::Result<()> {
         let records: Vec<Bytes> = changes.iter().map(|(key, value)| record(key, value)).collect();
-        for record in &records {
-            self.apply(record);
+        for (key, value) in changes {
+            self.apply(key, value);
         }
-        let kept: u64 = self.entries.iter().map(|(k, v)| (k.len() + v.len() + 16) as u64).sum();
-        let limit = SMALL_BYTES.max(kept * SLACK);
+        let limit = SMALL_BYTES.max(self.bytes * SLACK);
         match self.tail.take().filter(|tail| tail.len < limit) {
             Some(mut tail) => {
                 self.written_bytes += tail.append(&records)?;
@@ -114,14 +134,24 @@ impl<F: super::DiskFile> Journal<F> {
         (self.written_bytes, self.syncs)
     }
 
-    fn apply(&mut self, record: &Bytes) {
-        let Some((&len, rest)) = record.split_first() else { return };
-        let Some((key, value)) = rest.split_at_checked(usize::from(len)) else { return };
-        let key = String::from_utf8_lossy(key).into_owned();
-        if value.is_empty() {
-            self.entries.remove(&key);
+    fn apply(&mut self, key: &str, value: &[u8]) {
+        let size = |value: &[u8]| key.len() as u64 + value.len() as u64 + ENTRY_BYTES;
+        let before = if value.is_empty() {
+            self.entries.remove(key)
         } else {
-            self.entries.insert(key, record.slice_ref(value));
+            self.bytes += size(value);
+            // A copy: what was read in one piece would stay in memory as long as any part of it.
+            self.entries.insert(key.to_owned(), Bytes::copy_from_slice(value))
+        };
+        self.bytes -= before.map_or(0, |before| size(&before));
+    }
+
+    fn make_lean(&mut self, lean: Lean) {
+        for value in self.entries.values_mut() {
+            if let Some(leaner) = lean(value) {
+                self.bytes = self.bytes - value.len() as u64 + leaner.len() as u64;
+                *value = leaner;
+            }
         }
     }
 
@@ -153,6 +183,13 @@ impl<F: super::DiskFile> Tail<F> {
 
 pub(super) fn id() -> Id {
     Id::new("", 0, 0)
+}
+
+/// Key and value of a record; `None` where it is none.
+fn parts(record: &[u8]) -> Option<(&str, &[u8])> {
+    let (&len, rest) = record.split_first()?;
+    let (key, value) = rest.split_at_checked(usize::from(len))?;
+    Some((std::str::from_utf8(key).ok()?, value))
 }
 
 /// # Panics

@@ -13,8 +13,7 @@ const LONGEST_LINE: usize = 100;
 
 /// What is handed everything it needs: no runtime, file, socket, clock, environment or random
 /// source of its own.
-const PURE: &[&str] =
-    &["record.rs", "topic.rs", "command.rs", "protocol", "gateway", "hub/session"];
+const PURE: &[&str] = &["record", "topic.rs", "command.rs", "protocol", "gateway", "hub/session"];
 
 const IMPURE_PATHS: &[&str] = &[
     "tokio",

@@ -1,6 +1,9 @@
 //! Promise 5: it always starts and always comes back; and a quiet day is quiet.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 
@@ -9,9 +12,9 @@ use crate::field::{
     broker::Broker,
     device::Publisher,
     eventually,
-    gateway::{Gateway, Setup},
+    gateway::{Gateway, Setup, binary},
     hub::Hub,
-    process::run,
+    process::{Process, run},
 };
 
 const GATEWAY: &str = "gw-1";
@@ -96,9 +99,9 @@ fn an_idle_day_logs_no_warning() {
     setup.uplink += "\nping_interval = \"1s\"";
     let mut gateway = Gateway::started(&field, &setup);
     gateway.wait_connected();
-    let evening = std::time::Instant::now() + DAY;
+    let evening = Instant::now() + DAY;
     let mut hour = 0;
-    while std::time::Instant::now() < evening {
+    while Instant::now() < evening {
         hour += 1;
         let publisher = Publisher::start(gateway.port, &format!("meter-{hour}"), 10, 5);
         eventually("a meter's publishes are acknowledged", SOON, || publisher.done().then_some(()));
@@ -112,6 +115,60 @@ fn an_idle_day_logs_no_warning() {
         assert!(complaints.is_empty(), "the {name} complained: {complaints:#?}");
         assert!(!log.is_empty(), "the {name} logged nothing at all: is the level right?");
     }
+}
+
+/// A payload over the limit and a reply's topic both gave `safe`, exit code 0: nothing of them was
+/// kept.
+#[test]
+fn a_record_by_hand_that_is_not_kept_is_not_called_safe() {
+    let field = Field::new();
+    let spool = "max_record_bytes = \"1KiB\"".to_owned();
+    let setup = Setup { spool, ..Setup::towards(String::new()) };
+    let gateway = Gateway::started(&field, &setup);
+    for (arguments, why) in [
+        (vec!["--device", "plc-01", &"1".repeat(2000)], "spool.max_record_bytes is 1024"),
+        (vec!["--device", "d", "--topic", "devices/plc-01/replies/7", "1"], "replies to commands"),
+        (vec!["--device", "d", "--topic", "elsewhere", "1"], "no [[telemetry]] topic matches"),
+        (vec!["--device", "d", "--topic", "devices/$d/telemetry", "1"], "name of a device"),
+    ] {
+        let (code, stdout, stderr) = run(send(&field, &arguments), SOON);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{arguments:?}");
+        assert!(stderr.contains(why), "{stderr}");
+    }
+    let (code, stdout, _) = run(send(&field, &["--device", "plc-01", "1"]), SOON);
+    assert_eq!((code, stdout.as_str()), (Some(0), "safe\n"));
+    let counters = gateway.status().expect("it runs")["counters"].clone();
+    assert_eq!((&counters["received"], &counters["refused"]), (&1.into(), &0.into()));
+}
+
+/// The first thing that a newcomer pastes is `fieldgate run &` and right behind it `fieldgate
+/// send`, which said that no gateway runs.
+#[test]
+fn a_record_by_hand_waits_for_a_gateway_that_is_just_starting() {
+    let field = Field::new();
+    let mut gateway = Gateway::new(&field, &Setup::towards(String::new()));
+    let sent = send(&field, &["--device", "plc-01", "1"]);
+    let mut sent = Process::start("fieldgate send", sent, &field.path("send.log"));
+    gateway.start();
+    let status = sent.exit(SOON);
+    assert!(status.success(), "{status}: {}", sent.log());
+
+    gateway.kill();
+    std::fs::remove_file(field.path("state/control.sock")).expect("a killed gateway leaves it");
+    let begin = Instant::now();
+    assert!(gateway.status().is_none(), "nothing answers");
+    let told = begin.elapsed();
+    let (code, _, stderr) = run(send(&field, &["--device", "plc-01", "1"]), SOON);
+    let given_up = begin.elapsed() - told;
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("no gateway runs with the state directory"), "{stderr}");
+    assert!(told < given_up, "status took {told:?}, as long as send with {given_up:?}");
+}
+
+fn send(field: &Field, arguments: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(["send", "--config"]).arg(field.path("gw-1.toml")).args(arguments);
+    command
 }
 
 /// A line of level WARN or ERROR, for people or for journald.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use fieldgate::{
-    gateway::{DiskRequest, Held},
+    gateway::{DiskRequest, Held, without_result},
     protocol::StreamName,
     spool::{
         OpenError, Spool,
@@ -47,7 +47,7 @@ impl World {
             Err(OpenError::Io(error)) => return Err(error.to_string()),
             Err(error) => panic!("promise 5: the spool does not open: {error}"),
         };
-        let journal = match Journal::open(spool.disk()) {
+        let journal = match Journal::open(spool.disk(), without_result) {
             Ok(journal) => journal,
             Err(error) => return Err(error.to_string()),
         };

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{Failure, Found, heard, moment, numbered, output};
 use crate::{
     config::show_size,
+    gateway::without_result,
     protocol::Epoch,
     record::Timestamp,
     spool::{Disk as _, journal::Journal, survey::HeldEpoch},
@@ -49,7 +50,7 @@ impl<'a> Row<'a> {
 }
 
 fn commands(found: &Found) -> Result<Vec<String>, Failure> {
-    let journal = Journal::open(found.survey.disk()).map_err(|error| {
+    let journal = Journal::open(found.survey.disk(), without_result).map_err(|error| {
         Failure::Other(format!("{}: the journal: {error}", found.directory.display()))
     })?;
     Ok(journal.entries().map(|(id, _)| id.to_owned()).collect())

@@ -4,9 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{
-    Commands, Live, MAX_RESULT_BYTES, MAX_TTL, Out, RETRY, Receipts, Reply, Step, failure,
-};
+use super::{Commands, Live, MAX_RESULT_BYTES, MAX_TTL, News, Out, RETRY, Reply, Step};
 use crate::{
     command::{Command, CommandId, Failure, State},
     gateway::Now,
@@ -20,7 +18,7 @@ impl Commands {
         let ttl = if planted(Bug::ExpiredCommandRuns) { MAX_TTL } else { command.ttl };
         let expires = now.instant + ttl.min(MAX_TTL);
         if expires <= now.instant {
-            self.finish(now, &id, State::Expired, None, None, Receipts::None);
+            self.finish(now, &id, News::of(State::Expired));
             return;
         }
         self.live.insert(id.clone(), Live { command, step: Step::Journalling { expires } });
@@ -31,6 +29,9 @@ impl Commands {
     /// Changes for the journal, to be put on the medium and answered with
     /// [`Commands::handle_journalled`] before the next are taken.
     pub(in crate::gateway) fn take_journal(&mut self) -> Vec<(String, Bytes)> {
+        if self.has_journal_changes() {
+            std::mem::take(&mut self.shed).iter().for_each(|id| self.write(id));
+        }
         self.journalling = std::mem::take(&mut self.unjournalled);
         self.reporting = std::mem::take(&mut self.unreported);
         std::mem::take(&mut self.journal)
@@ -75,7 +76,7 @@ impl Commands {
         });
         let (device, payload) = (command.device.clone(), payload_of(command));
         if self.known.get(&id).is_some_and(|kept| kept.last.is_none()) {
-            self.advance(&id, State::Accepted, None, None, Receipts::None);
+            self.advance(&id, News::of(State::Accepted));
         }
         match topic {
             Ok(topic) => {
@@ -85,8 +86,8 @@ impl Commands {
                 self.out.push_back(Out::Deliver { token, device, topic, payload });
             }
             Err(error) => {
-                let why = failure("bad_params", &error.to_string());
-                self.finish(now, &id, State::Failed, None, Some(why), Receipts::None);
+                let why = error.to_string();
+                self.finish(now, &id, News::because(State::Failed, "bad_params", why));
             }
         }
     }
@@ -97,7 +98,7 @@ impl Commands {
         let Some(live) = self.live.get_mut(&id) else { return };
         if let Step::Sending { .. } = live.step {
             live.step = Step::Delivered { until: now.instant + live.command.timeout };
-            self.advance(&id, State::Delivered, None, None, Receipts::None);
+            self.advance(&id, News::of(State::Delivered));
         }
     }
 
@@ -121,11 +122,8 @@ impl Commands {
                 kept.may_have_run = true;
             }
         } else {
-            let why = failure(
-                "interrupted",
-                "the device's connection ended before it confirmed the command",
-            );
-            self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+            let why = "the device's connection ended before it confirmed the command";
+            self.finish(now, &id, News::because(State::Unknown, "interrupted", why));
         }
     }
 
@@ -158,8 +156,7 @@ impl Commands {
                 .then_some(id)
         });
         let Some(id) = waiting else { return Ok(Reply::Unexpected(receipt)) };
-        let (state, result, error) = outcome(payload);
-        self.finish(now, &id, state, result, error, receipt.into());
+        self.finish(now, &id, News { receipts: receipt.into(), ..outcome(payload) });
         Ok(Reply::Taken)
     }
 }
@@ -178,7 +175,7 @@ fn payload_of(command: &Command) -> Bytes {
 
 /// What a reply means: `{"ok":true,"result":…}`, `{"ok":false,"error":{"code","message"}}`, or any
 /// object without `ok`.
-fn outcome(payload: &[u8]) -> (State, Option<Box<RawValue>>, Option<Failure>) {
+fn outcome(payload: &[u8]) -> News {
     #[derive(Deserialize)]
     struct Answer {
         ok: Option<bool>,
@@ -190,22 +187,23 @@ fn outcome(payload: &[u8]) -> (State, Option<Box<RawValue>>, Option<Failure>) {
             "the reply has {} bytes; at most {MAX_RESULT_BYTES} are reported",
             payload.len()
         );
-        return (State::Failed, None, Some(failure("too_large", &why)));
+        return News::because(State::Failed, "too_large", why);
     }
     let whole = || std::str::from_utf8(payload).ok().map(str::to_owned).map(RawValue::from_string);
     match (record::is_plain_json(payload), serde_json::from_slice::<Answer>(payload)) {
-        (true, Ok(Answer { ok: Some(true), result, .. })) => (State::Succeeded, result, None),
-        (true, Ok(Answer { ok: Some(false), error, .. })) => {
-            let why = error.unwrap_or_else(|| failure("failed", "the device gave no reason"));
-            (State::Failed, None, Some(why))
+        (true, Ok(Answer { ok: Some(true), result, .. })) => {
+            News { result, ..News::of(State::Succeeded) }
+        }
+        (true, Ok(Answer { ok: Some(false), error: Some(error), .. })) => {
+            News { error: Some(error), ..News::of(State::Failed) }
+        }
+        (true, Ok(Answer { ok: Some(false), error: None, .. })) => {
+            News::because(State::Failed, "failed", "the device gave no reason")
         }
         (true, _) if payload.trim_ascii_start().starts_with(b"{") => {
-            (State::Succeeded, whole().and_then(Result::ok), None)
+            News { result: whole().and_then(Result::ok), ..News::of(State::Succeeded) }
         }
-        _ => {
-            let why = "the device's reply is not a JSON object";
-            (State::Failed, None, Some(failure("bad_reply", why)))
-        }
+        _ => News::because(State::Failed, "bad_reply", "the device's reply is not a JSON object"),
     }
 }
 
@@ -215,13 +213,13 @@ mod tests {
 
     #[test]
     fn replies_mean_what_the_contract_says() {
-        let state = |payload: &str| outcome(payload.as_bytes()).0;
+        let state = |payload: &str| outcome(payload.as_bytes()).state;
         assert_eq!(state(r#"{"ok":true,"result":1}"#), State::Succeeded);
         assert_eq!(state(r#"{"ok":false,"error":{"code":"jammed","message":"x"}}"#), State::Failed);
         assert_eq!(state(r#"{"position":3}"#), State::Succeeded);
         assert_eq!(state("done"), State::Failed);
         assert_eq!(state("[1]"), State::Failed);
-        let (_, result, _) = outcome(br#"{"position":3}"#);
+        let News { result, .. } = outcome(br#"{"position":3}"#);
         assert_eq!(result.unwrap().get(), r#"{"position":3}"#);
     }
 }

@@ -11,6 +11,7 @@
 //! never be delivered twice, and never be forgotten before the hub can have stopped asking for it.
 
 mod device;
+mod reported;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -21,6 +22,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::reported::Report;
+pub use self::reported::without_result;
 use super::{Now, Receipts};
 use crate::{
     command::{Allow, Command, CommandId, Failure, State, Status, is_command_name},
@@ -76,6 +79,11 @@ pub(super) struct Commands {
     /// of them.
     reporting: Vec<(Status, Receipts)>,
     unreported: Vec<(Status, Receipts)>,
+    /// What was reported and the hub has yet to acknowledge.
+    reported: BTreeMap<CommandId, Report>,
+    /// Ids whose result went, which the journal has yet to let go of. It does so beside its next
+    /// change: that costs the card no write of its own.
+    shed: Vec<CommandId>,
     out: VecDeque<Out>,
 }
 
@@ -135,6 +143,8 @@ impl Commands {
             unjournalled: Vec::new(),
             reporting: Vec::new(),
             unreported: Vec::new(),
+            reported: BTreeMap::new(),
+            shed: Vec::new(),
             out: VecDeque::new(),
         };
         commands.inherit(journal);
@@ -157,6 +167,11 @@ impl Commands {
         self.rules.reply.filter()
     }
 
+    /// Whether replies to commands come by this topic.
+    pub(super) fn is_reply(&self, topic: &str) -> bool {
+        self.rules.reply.matches(topic).is_some()
+    }
+
     pub(super) fn poll(&mut self) -> Option<Out> {
         self.out.pop_front()
     }
@@ -168,25 +183,28 @@ impl Commands {
 
     pub(super) fn handle_command(&mut self, now: Now, command: Command) {
         let fingerprint = fingerprint(&command);
+        let held = hub_n(&command);
+        let may_answer = self.may_answer(&command.id, held);
         let Some(kept) = self.known.get_mut(&command.id) else {
             return self.handle_new(now, command, fingerprint);
         };
-        let held = hub_n(&command);
         let is_untold = (self.unreported.iter().chain(&self.reporting))
             .any(|(status, _)| status.id == command.id);
         match &mut kept.last {
+            _ if kept.fingerprint != fingerprint && !may_answer => {}
             _ if kept.fingerprint != fingerprint => {
                 let why = "this id is known with another content";
                 let n = kept.last.as_ref().map_or(0, |last| last.n).max(held) + 1;
                 let status =
-                    status(&command.id, n, State::Rejected, Some(failure("conflict", why)));
-                self.out.push_back(Out::Report(status, Receipts::None));
+                    status(&command.id, n, State::Rejected, Some(Failure::new("conflict", why)));
+                self.answer(status);
             }
             // The journal has yet to have its end, which is told when it has.
-            Some(last) if last.state.is_final() && is_untold => {}
+            Some(last) if last.state.is_final() && (is_untold || !may_answer) => {}
             Some(last) if last.state.is_final() => {
                 last.n = last.n.max(held + 1);
-                self.out.push_back(Out::Report(last.clone(), Receipts::None));
+                let last = last.clone();
+                self.answer(last);
             }
             // The hub sends again what has no final state yet; it is under way.
             _ if self.live.contains_key(&command.id) => {}
@@ -197,7 +215,7 @@ impl Commands {
     fn handle_new(&mut self, now: Now, command: Command, fingerprint: u64) {
         let refused = if command.hub_holds.is_some() {
             let why = "the journal of this gateway has no trace of the command";
-            Some((State::Unknown, failure("journal_lost", why)))
+            Some((State::Unknown, Failure::new("journal_lost", why)))
         } else {
             self.refusal(&command).map(|failure| (State::Rejected, failure))
         };
@@ -208,17 +226,16 @@ impl Commands {
         if self.known.len() < MAX_JOURNAL {
             // A refusal is kept like any other end: the same id must not be taken the next time.
             self.begin(now, &command, fingerprint);
-            self.finish(now, &command.id, state, None, Some(failure), Receipts::None);
-        } else {
-            let status = status(&command.id, hub_n(&command) + 1, state, Some(failure));
-            self.out.push_back(Out::Report(status, Receipts::None));
+            self.finish(now, &command.id, News { error: Some(failure), ..News::of(state) });
+        } else if self.may_answer(&command.id, hub_n(&command)) {
+            self.answer(status(&command.id, hub_n(&command) + 1, state, Some(failure)));
         }
     }
 
     pub(super) fn handle_cancel(&mut self, now: Now, id: &CommandId) {
         let step = self.live.get(id).map(|live| live.step);
         if let Some(Step::Journalling { .. } | Step::Waiting { .. }) = step {
-            self.finish(now, id, State::Cancelled, None, None, Receipts::None);
+            self.finish(now, id, News::of(State::Cancelled));
         }
     }
 
@@ -230,17 +247,19 @@ impl Commands {
             .map(|(id, kept)| (id.clone(), kept.sending))
             .collect();
         for (id, sending) in open {
-            let (state, why) = match sending {
-                true => (
+            let end = match sending {
+                true => News::because(
                     State::Unknown,
-                    failure("restarted", "the gateway restarted while it was under way"),
+                    "restarted",
+                    "the gateway restarted while it was under way",
                 ),
-                false => (
+                false => News::because(
                     State::Expired,
-                    failure("restarted", "the gateway restarted before it was delivered"),
+                    "restarted",
+                    "the gateway restarted before it was delivered",
                 ),
             };
-            self.finish(now, &id, state, None, Some(why), Receipts::None);
+            self.finish(now, &id, end);
         }
     }
 
@@ -254,34 +273,40 @@ impl Commands {
         }
         kept.may_have_run |= kept.sending;
         if kept.sending && !command.idempotent && !planted(Bug::CommandRunAgain) {
-            let why = failure("restarted", "the gateway restarted while it was under way");
-            self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+            let why = "the gateway restarted while it was under way";
+            self.finish(now, &id, News::because(State::Unknown, "restarted", why));
         } else {
             self.send(now, command);
         }
     }
 
-    fn refusal(&self, command: &Command) -> Option<Failure> {
+    fn refusal(&mut self, command: &Command) -> Option<Failure> {
         let Command { device, name, .. } = command;
         if !record::is_device_name(device) {
-            let why = format!("{device:?} can't be the name of a device");
-            return Some(failure("unknown_device", &why));
+            let why = "1 to 256 bytes without + # and control characters name a device";
+            return Some(Failure::new("unknown_device", why));
         }
         if !is_command_name(name) {
-            return Some(failure(
+            return Some(Failure::new(
                 "bad_params",
                 "a command's name is one topic level of up to 128 bytes, without control characters",
             ));
         }
         if !self.rules.allow.iter().any(|allow| allow.permits(device, name)) {
             let why = format!("commands.allow of this gateway has no pattern for {device}/{name}");
-            return Some(failure("not_allowed", &why));
+            return Some(Failure::new("not_allowed", why));
         }
         if self.known.len() >= MAX_JOURNAL {
-            return Some(failure("busy", "the command journal is full"));
+            return Some(Failure::new("busy", "the command journal is full"));
         }
         if self.live.len() >= self.rules.inflight {
-            return Some(failure("busy", "too many commands are under way"));
+            return Some(Failure::new("busy", "too many commands are under way"));
+        }
+        if !self.has_room_for_result() {
+            return Some(Failure::new(
+                "busy",
+                "too many results wait for the hub to acknowledge them",
+            ));
         }
         None
     }
@@ -317,15 +342,14 @@ impl Commands {
                     self.unjournalled.push(id);
                 }
                 Step::Waiting { .. } | Step::Journalling { .. } => {
-                    self.finish(now, &id, State::Expired, None, None, Receipts::None);
+                    self.finish(now, &id, News::of(State::Expired));
                 }
                 Step::Sending { .. } => {
-                    let why =
-                        failure("no_ack", "the device's transport did not confirm the command");
-                    self.finish(now, &id, State::Unknown, None, Some(why), Receipts::None);
+                    let why = "the device's transport did not confirm the command";
+                    self.finish(now, &id, News::because(State::Unknown, "no_ack", why));
                 }
                 Step::Delivered { .. } => {
-                    self.finish(now, &id, State::TimedOut, None, None, Receipts::None);
+                    self.finish(now, &id, News::of(State::TimedOut));
                 }
             }
         }
@@ -354,42 +378,27 @@ impl Commands {
         });
     }
 
-    fn finish(
-        &mut self,
-        now: Now,
-        id: &CommandId,
-        state: State,
-        result: Option<Box<RawValue>>,
-        error: Option<Failure>,
-        receipts: Receipts,
-    ) {
+    fn finish(&mut self, now: Now, id: &CommandId, end: News) {
         let Some(kept) = self.known.get_mut(id) else { return };
         kept.keep_until_ms = kept.keep_until_ms.max(now.wall.unix_ms + KEPT_MS);
         kept.unsynced |= !now.wall.synced;
-        let ends_in_doubt = matches!(state, State::Expired | State::Cancelled) && kept.may_have_run;
-        let (state, error) = if ends_in_doubt {
-            let why =
-                failure("interrupted", "it was delivered once, and how that ended is not known");
-            (State::Unknown, Some(why))
+        let ends_unrun = matches!(end.state, State::Expired | State::Cancelled);
+        let end = if ends_unrun && kept.may_have_run {
+            let why = "it was delivered once, and how that ended is not known";
+            News { receipts: end.receipts, ..News::because(State::Unknown, "interrupted", why) }
         } else {
-            (state, error)
+            end
         };
         self.live.remove(id);
         self.deliveries.retain(|_, delivered| delivered != id);
-        self.advance(id, state, result, error, receipts);
+        self.advance(id, end);
     }
 
     /// Reports the next status of an id, and journals it.
-    fn advance(
-        &mut self,
-        id: &CommandId,
-        state: State,
-        result: Option<Box<RawValue>>,
-        error: Option<Failure>,
-        receipts: Receipts,
-    ) {
+    fn advance(&mut self, id: &CommandId, news: News) {
         let Some(kept) = self.known.get_mut(id) else { return };
         let n = kept.last.as_ref().map_or(0, |last| last.n) + 1;
+        let News { state, result, error, receipts } = news;
         let next = Status { id: id.clone(), n, state, result, error };
         kept.last = Some(next.clone());
         self.write(id);
@@ -412,6 +421,26 @@ impl Commands {
         let Some(kept) = self.known.get(id) else { return };
         let bytes = serde_json::to_vec(kept).expect("a status has string keys only");
         self.journal.push((id.as_str().into(), bytes.into()));
+    }
+}
+
+/// What there is to report of a command.
+#[derive(Debug)]
+struct News {
+    state: State,
+    result: Option<Box<RawValue>>,
+    error: Option<Failure>,
+    /// Who waits for the report to be safe.
+    receipts: Receipts,
+}
+
+impl News {
+    fn of(state: State) -> Self {
+        Self { state, result: None, error: None, receipts: Receipts::None }
+    }
+
+    fn because(state: State, code: &str, why: impl Into<String>) -> Self {
+        Self { error: Some(Failure::new(code, why)), ..Self::of(state) }
     }
 }
 
@@ -451,15 +480,8 @@ fn status(id: &CommandId, n: u32, state: State, error: Option<Failure>) -> Statu
     Status { id: id.clone(), n, state, result: None, error }
 }
 
-fn failure(code: &str, message: &str) -> Failure {
-    Failure { code: code.into(), message: message.into() }
-}
-
-/// FNV-1a, 64 bit: tells an id's content from another's; it guards against mistakes, not against
-/// attackers.
+/// Tells an id's content from another's; it guards against mistakes, not against attackers.
 fn fingerprint(command: &Command) -> u64 {
     let parts = [command.device.as_str(), "\0", &command.name, "\0", command.params.get()];
-    parts.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    record::fnv1a(parts.iter().flat_map(|part| part.bytes()))
 }

@@ -154,6 +154,16 @@ pub(super) struct Landed {
     pub(super) sent: Option<Instant>,
     /// Of the messages.
     pub(super) wire_bytes: u64,
+    /// The skips in it: epoch, first, one past the last.
+    skips: Vec<(Epoch, u64, u64)>,
+}
+
+impl Landed {
+    /// Whether it says of the record at a place that it never comes.
+    pub(super) fn skips(&self, place: Place) -> bool {
+        (self.skips.iter())
+            .any(|(epoch, from, to)| *epoch == place.epoch && (*from..*to).contains(&place.seq))
+    }
 }
 
 /// What ended sessions have in common.
@@ -178,6 +188,15 @@ pub(super) struct Place {
     pub(super) lane: usize,
     pub(super) epoch: Epoch,
     pub(super) seq: u64,
+}
+
+impl Place {
+    /// The records of a lane from `from` on are numbered anew, from 1, in `to`.
+    pub(super) fn renumber(&mut self, from: Self, to: Epoch) {
+        if (self.lane, self.epoch) == (from.lane, from.epoch) && self.seq >= from.seq {
+            *self = Self { epoch: to, seq: self.seq - from.seq + 1, ..from };
+        }
+    }
 }
 
 /// The next thing to send.
@@ -263,6 +282,12 @@ impl Lane {
         };
         kept.receipts.add(receipt);
         None
+    }
+
+    /// Whether the hub holds the record at a place of this lane, or the account of its loss.
+    pub(super) fn is_acked(&self, place: Place) -> bool {
+        let state = self.epochs.iter().find(|state| state.epoch == place.epoch);
+        state.is_none_or(|state| place.seq <= state.acked)
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

@@ -344,6 +344,9 @@ impl Lane {
             self.flight_wire_bytes -= batch.wire_bytes;
             landed.sent.get_or_insert(batch.sent);
             landed.wire_bytes += batch.wire_bytes;
+            if batch.records == 0 {
+                landed.skips.push((batch.epoch, batch.first, batch.end));
+            }
         }
         if self.flight.front().is_some_and(|batch| batch.epoch != epoch) {
             self.drop_flight(is_landed);

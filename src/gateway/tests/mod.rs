@@ -397,6 +397,8 @@ impl World {
         }
         let held: u64 = self.gateway.lanes.iter().map(Lane::held_records).sum();
         assert_eq!(held, 0, "something is stuck: {:#?}", self.gateway);
+        let unacknowledged = self.gateway.commands.unacknowledged();
+        assert_eq!(unacknowledged.0, 0, "what the hub holds counts as unacknowledged");
     }
 
     /// Everything that was safe is at the hub, once and in order.
@@ -433,7 +435,7 @@ fn start(
         Limits { max_bytes: 1 << 24, segment_bytes: 512, min_free_bytes: 0, tail: settings.window };
     let opened = Spool::open(medium.clone(), &["events", "telemetry"], limits, settings.epoch.0);
     let (spool, _) = opened.unwrap();
-    let journal = Journal::open(medium).unwrap();
+    let journal = Journal::open(medium, without_result).unwrap();
     let entries: Vec<(String, Bytes)> =
         journal.entries().map(|(key, value)| (key.to_owned(), value.clone())).collect();
     let tails = spool.tails().collect();

@@ -95,6 +95,29 @@ fn under_pressure_a_flood_is_refused_and_nobody_else() {
     assert!(bench.gateway.lanes[EVENTS_LANE].held_records() > 0, "the hub hears of it");
 }
 
+/// A record by hand was taken in whatever the memory held: a timer that sent one a minute filled it
+/// while the disk failed and no hub was there.
+#[test]
+fn a_record_by_hand_keeps_to_the_bound_of_memory() {
+    let mut bench = Bench::new(Mode::Managed, |settings| settings.memory_bytes = 10_000);
+    let sent = |bench: &mut Bench, payload: &str| {
+        let publish = Publish {
+            topic: "devices/d/telemetry".into(),
+            payload: payload.to_owned().into(),
+            retained: false,
+            source: SourceId(u8::MAX),
+            receipt: None,
+            packet: None,
+        };
+        bench.gateway.handle_send(bench.now, publish)
+    };
+    let taken = (0..1000).take_while(|_| sent(&mut bench, &"1".repeat(900)).is_ok()).count();
+    assert!((5..15).contains(&taken), "{taken}");
+    let error = sent(&mut bench, "1").unwrap_err();
+    assert!(error.contains("memory is full"), "{error}");
+    assert_eq!(bench.gateway.counters.received, taken as u64);
+}
+
 #[test]
 fn without_a_disk_records_are_relayed_and_later_what_it_held() {
     let mut bench = Bench::without_disk();

@@ -200,7 +200,7 @@ fn a_device_is_here_while_any_of_its_connections_is() {
     bench.connect(3, &Principal::Service("s".into()), "s");
     bench.broker.handle_end(bench.now, 1, End::Lost);
     bench.broker.handle_end(bench.now, 3, End::Lost);
-    let birth = "Birth { device: \"a\" }";
+    let birth = "Birth { device: \"a\", source: SourceId(0) }";
     assert_eq!(bench.presence(), [birth, birth]);
     bench.broker.handle_end(bench.now, 2, End::Disconnect);
     assert_eq!(bench.presence(), ["Death { device: \"a\", reason: \"disconnect\" }"]);

@@ -152,7 +152,8 @@ impl Broker {
         session.will = connect.will;
         session.connect(connection, BytesMut::from(&connack[..]), &mut self.budget);
         if let Some(device) = session.device() {
-            self.notices.push_back(Notice::Birth { device: device.to_owned() });
+            let (device, source) = (device.to_owned(), self.source);
+            self.notices.push_back(Notice::Birth { device, source });
         }
         self.by_connection.insert(connection, key);
         Ok(())

@@ -278,7 +278,7 @@ fn streams_that_are_no_longer_configured_are_still_held() {
 fn the_journal_keeps_the_last_value_of_a_key() {
     let dir = tempfile::tempdir().unwrap();
     let disk = DirectoryDisk::open(dir.path()).unwrap();
-    let mut journal = Journal::open(&disk).unwrap();
+    let mut journal = Journal::open(&disk, |_| None).unwrap();
     for round in 0..3000 {
         let key = format!("id-{}", round % 10);
         journal.put(&disk, &[(key, format!("value {round}").into())]).unwrap();
@@ -289,7 +289,7 @@ fn the_journal_keeps_the_last_value_of_a_key() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes.extend_from_slice(b"torn");
     std::fs::write(&path, bytes).unwrap();
-    let again = Journal::open(&disk).unwrap();
+    let again = Journal::open(&disk, |_| None).unwrap();
     let entries = Vec::from_iter(again.entries());
     assert_eq!(entries.len(), 9);
     assert_eq!(entries[9 - 1], ("id-9", &Bytes::from_static(b"value 2999")));
