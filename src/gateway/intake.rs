@@ -11,6 +11,9 @@ use crate::{
     record::{self, Publish, Reading, Receipt, SourceId},
 };
 
+/// How much of a topic that nobody can be told by is logged, in characters.
+const LOGGED_TOPIC: usize = 128;
+
 impl Gateway {
     /// Whether publishes may be handed in: false while memory is full of what is not safe.
     pub fn has_room(&self) -> bool {
@@ -96,7 +99,10 @@ impl Gateway {
             }
             self.reports.refuse(now.instant, Some(device), "too_large", receipt);
         } else if !record::is_device_name(device) {
-            self.reports.refuse(now.instant, None, "bad_device", receipt);
+            if self.reports.refuse(now.instant, None, "bad_device", receipt) {
+                let topic: String = topic.chars().take(LOGGED_TOPIC).collect();
+                tracing::info!(?topic, "a publish is refused: its topic names no valid device");
+            }
         } else if is_pressed && self.shares.is_over(now.instant, device) {
             self.reports.refuse(now.instant, Some(device), "over_share", receipt);
         } else {
