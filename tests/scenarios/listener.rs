@@ -102,10 +102,34 @@ fn a_device_that_is_removed_is_cut_off_and_a_new_password_needs_no_restart() {
         refused(gateway.port, Some(("plc-01", &second))),
         ConnectReturnCode::BadUserNamePassword
     );
+    assert!(stderr.contains("cuts it off") && stderr.contains("client_ca_file"), "{stderr}");
     let (_, list, _) = device_command(&field, &["list"], "");
     assert_eq!(list, "");
     let (code, _, stderr) = device_command(&field, &["remove", "plc-01"], "");
     assert!(code == Some(1) && stderr.contains("no device \"plc-01\""), "{stderr}");
+}
+
+/// A device that was removed and had a certificate, too, was called shut out, and came back.
+#[test]
+fn a_device_is_called_shut_out_only_where_no_certificate_lets_it_in() {
+    let field = Field::new();
+    let mut setup = with_users(Setup::towards(String::new()));
+    let removed = |setup: &Setup| {
+        add(&field, "plc-01", &[]);
+        let config = field.write("gw-1.toml", setup.to_toml());
+        let mut command = binary();
+        command.args(["device", "remove", "plc-01", "--config"]).arg(config);
+        let (code, _, stderr) = run(command, SOON);
+        assert_eq!(code, Some(0), "{stderr}");
+        stderr
+    };
+    let said = removed(&setup);
+    assert!(said.contains("is shut out"), "{said}");
+    setup.listener_keys += "tls_bind = \"127.0.0.1:1\"\ncert_file = \"a\"\nkey_file = \"b\"\n\
+                            client_ca_file = \"c\"\n";
+    let said = removed(&setup);
+    assert!(!said.contains("is shut out") && said.contains("lets it in again"), "{said}");
+    assert!(said.contains("a new authority"), "the remedy: {said}");
 }
 
 #[test]
