@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 without a broker: devices connect straight to the gateway.
 //!
-//! A pure core (`broker`, with `session`, `routes`, `retained`, `delivery`, and `wire` for the
-//! bytes) under a thin layer of IO (`connection`, and this file). The core is behind one mutex that
+//! A pure core (`broker`, with `session`, `routes`, `forwarding`, `retained`, `delivery`, and `wire`
+//! for the bytes) under a thin layer of IO (`connection`, and this file). The core is behind one mutex that
 //! is never held across a wait; on the gateway's single-threaded runtime nobody ever waits for it.
 //!
 //! Why not a ready-made broker: none lets the PUBACK wait until the publish is safe.
@@ -19,6 +19,7 @@ mod connection;
 mod delivery;
 mod door;
 mod failures;
+mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lobby;
