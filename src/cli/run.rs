@@ -84,7 +84,7 @@ pub(super) struct Parts {
     id: String,
     pub(super) uplink_tls: Option<FollowedTls>,
     pub(super) tokens: Option<TokenSource>,
-    mqtt_tls: Option<Arc<rustls::ClientConfig>>,
+    mqtt_tls: Option<FollowedTls>,
     listener_tls: Option<Arc<rustls::ServerConfig>>,
 }
 
@@ -94,7 +94,8 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     let uplink_tls = uplink
         .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
-            FollowedTls::load(uplink.ca_file.clone(), uplink.client_cert.clone(), clock.clone())
+            let (ca_file, pair) = (uplink.ca_file.clone(), uplink.client_cert.clone());
+            FollowedTls::load("the uplink's", ca_file, pair, clock.clone())
         })
         .transpose()
         .context("uplink")?;
@@ -104,8 +105,8 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     }
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
         .map(|mqtt| {
-            let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(mqtt.ca_file.as_deref(), pair, clock)
+            let (ca_file, pair) = (mqtt.ca_file.clone(), mqtt.client_cert.clone());
+            FollowedTls::load("the broker's", ca_file, pair, clock.clone())
         })
         .transpose()
         .context("mqtt")?;
