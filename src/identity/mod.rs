@@ -14,6 +14,7 @@ mod csr;
 mod der;
 pub mod enrolment;
 mod followed;
+mod followed_server;
 mod jwt;
 mod key;
 mod name;
@@ -34,6 +35,7 @@ pub use self::{
     credential::effective_uid,
     csr::certificate_request,
     followed::FollowedTls,
+    followed_server::{FollowedServer, ServerFiles, ServerTls},
     jwt::Jwt,
     key::{DeviceKey, KeyType},
     name::{boot_id, gateway_id},
