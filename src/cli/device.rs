@@ -40,7 +40,7 @@ pub(super) enum Command {
         #[command(flatten)]
         file: UsersFile,
     },
-    /// Shut a device out, also while it is connected
+    /// Shut a device out, also while it is connected; a certificate lets it in all the same
     Remove {
         /// The device's name
         name: String,
@@ -68,10 +68,12 @@ pub(super) enum AsRole {
 pub(super) fn device(command: Command) -> ExitCode {
     let done = match command {
         Command::Add { name, password_file, role, file } => {
-            file.find().map(|file| add(&file, &name, password_file.as_deref(), role))
+            file.find().map(|(file, _)| add(&file, &name, password_file.as_deref(), role))
         }
-        Command::List { file } => file.find().map(|file| list(&file)),
-        Command::Remove { name, file } => file.find().map(|file| remove(&file, &name)),
+        Command::List { file } => file.find().map(|(file, _)| list(&file)),
+        Command::Remove { name, file } => {
+            file.find().map(|(file, certificates)| remove(&file, &name, certificates))
+        }
     };
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -87,17 +89,33 @@ pub(super) fn device(command: Command) -> ExitCode {
 }
 
 impl UsersFile {
-    /// The file that is meant, or what is wrong with the configuration.
-    fn find(&self) -> Result<PathBuf, String> {
+    /// The file that is meant and what is known of certificates, or what is wrong with the
+    /// configuration.
+    fn find(&self) -> Result<(PathBuf, Certificates), String> {
         if let Some(file) = &self.users {
-            return Ok(file.clone());
+            return Ok((file.clone(), Certificates::Unknown));
         }
         let config = Config::load(&self.file.config).map_err(|error| error.to_string())?;
-        config.listener.and_then(|listener| listener.users_file).ok_or_else(|| {
+        let tls = config.listener.as_ref().and_then(|listener| listener.tls.as_ref());
+        let certificates = match tls.and_then(|tls| tls.client_ca_file.as_ref()) {
+            Some(_) => Certificates::Taken,
+            None => Certificates::NotTaken,
+        };
+        let file = config.listener.and_then(|listener| listener.users_file).ok_or_else(|| {
             let config = config.file.display();
             format!("{config}: listener.users_file is not set; set it, or name a file with --users")
-        })
+        })?;
+        Ok((file, certificates))
     }
+}
+
+/// Whether devices may show a certificate instead of a password.
+#[derive(Debug, Clone, Copy)]
+enum Certificates {
+    Taken,
+    NotTaken,
+    /// No configuration was asked for.
+    Unknown,
 }
 
 fn add(file: &Path, name: &str, password_file: Option<&Path>, role: AsRole) -> anyhow::Result<()> {
@@ -165,7 +183,7 @@ fn list(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn remove(file: &Path, name: &str) -> anyhow::Result<()> {
+fn remove(file: &Path, name: &str, certificates: Certificates) -> anyhow::Result<()> {
     // Looked at first: a file that is not there is not to be made for this.
     Users::from_file(file)?;
     let was_known = identity::change_users(file, |users| Ok(users.remove(name)))?;
@@ -174,6 +192,19 @@ fn remove(file: &Path, name: &str) -> anyhow::Result<()> {
         "{}: there is no device {name:?}; see: fieldgate device list",
         file.display()
     );
-    eprintln!("{name} is shut out; a running gateway cuts it off within 5 s");
+    match certificates {
+        Certificates::NotTaken => {
+            eprintln!("{name} is shut out; a running gateway cuts it off within 5 s");
+        }
+        Certificates::Unknown => eprintln!(
+            "{name} has no password any more, and a running gateway cuts it off within 5 s; if it \
+             has a certificate of listener.client_ca_file's authority, that lets it in again"
+        ),
+        Certificates::Taken => eprintln!(
+            "{name} has no password any more, and a running gateway cuts it off within 5 s; but a \
+             certificate of listener.client_ca_file's authority lets it in again: if it has one, \
+             give the other devices certificates of a new authority, and replace that file by it"
+        ),
+    }
     Ok(())
 }

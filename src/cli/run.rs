@@ -18,9 +18,9 @@ use super::{
     reload::Reload,
 };
 use crate::{
-    config::{Config, ConfigError, Durability, Listener},
+    config::{Config, ConfigError, Durability, Listener, ListenerTls},
     gateway::{CommandRules, Gateway, Settings, TelemetryRule, UplinkSettings},
-    identity::{self, ClientCertificates, Clock, FollowedTls, IdentityError, TokenSource},
+    identity::{self, Clock, FollowedServer, FollowedTls, ServerFiles, TokenSource},
     link,
     ops::control,
     protocol::{Epoch, StreamName},
@@ -84,8 +84,8 @@ pub(super) struct Parts {
     id: String,
     pub(super) uplink_tls: Option<FollowedTls>,
     pub(super) tokens: Option<TokenSource>,
-    mqtt_tls: Option<Arc<rustls::ClientConfig>>,
-    listener_tls: Option<Arc<rustls::ServerConfig>>,
+    mqtt_tls: Option<FollowedTls>,
+    listener_tls: Option<FollowedServer>,
 }
 
 pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Parts> {
@@ -94,7 +94,8 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     let uplink_tls = uplink
         .filter(|uplink| uplink.hubs.iter().any(|hub| hub.url.tls))
         .map(|uplink| {
-            FollowedTls::load(uplink.ca_file.clone(), uplink.client_cert.clone(), clock.clone())
+            let (ca_file, pair) = (uplink.ca_file.clone(), uplink.client_cert.clone());
+            FollowedTls::load("the uplink's", ca_file, pair, clock.clone())
         })
         .transpose()
         .context("uplink")?;
@@ -104,13 +105,14 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     }
     let mqtt_tls = (config.mqtt.as_ref().filter(|mqtt| mqtt.tls))
         .map(|mqtt| {
-            let pair = mqtt.client_cert.as_ref().map(|(cert, key)| (&**cert, &**key));
-            identity::client_tls(mqtt.ca_file.as_deref(), pair, clock)
+            let (ca_file, pair) = (mqtt.ca_file.clone(), mqtt.client_cert.clone());
+            FollowedTls::load("the broker's", ca_file, pair, clock.clone())
         })
         .transpose()
         .context("mqtt")?;
     let listener_tls = (config.listener.as_ref())
-        .and_then(|listener| listener_tls(listener, clock))
+        .and_then(|listener| Some(server_files(listener, listener.tls.as_ref()?)))
+        .map(|files| FollowedServer::load(files, clock.clone()))
         .transpose()
         .context("listener")?;
     let users_file = config.listener.as_ref().and_then(|listener| listener.users_file.as_ref());
@@ -129,17 +131,13 @@ pub(super) fn prepare(config: &Config, clock: &Arc<Clock>) -> anyhow::Result<Par
     Ok(Parts { id, uplink_tls, tokens, mqtt_tls, listener_tls })
 }
 
-fn listener_tls(
-    listener: &Listener,
-    clock: &Arc<Clock>,
-) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
-    let tls = listener.tls.as_ref()?;
-    let clients = match &tls.client_ca_file {
-        None => ClientCertificates::Unasked,
-        Some(file) if listener.needs_certificate() => ClientCertificates::Required(file),
-        Some(file) => ClientCertificates::Optional(file),
-    };
-    Some(identity::server_tls(&tls.cert_file, &tls.key_file, clients, clock))
+fn server_files(listener: &Listener, tls: &ListenerTls) -> ServerFiles {
+    ServerFiles {
+        cert: tls.cert_file.clone(),
+        key: tls.key_file.clone(),
+        client_ca: tls.client_ca_file.clone(),
+        client_cert_required: listener.needs_certificate(),
+    }
 }
 
 async fn start(config: Config, mut parts: Parts, clock: Arc<Clock>) -> anyhow::Result<()> {

@@ -15,6 +15,9 @@ use crate::{
     topic::is_valid_name,
 };
 
+/// How much of a topic that nobody can be told by is logged, in characters.
+const LOGGED_TOPIC: usize = 128;
+
 impl Gateway {
     /// Whether publishes may be handed in: false while memory is full of what is not safe.
     pub fn has_room(&self) -> bool {
@@ -128,19 +131,20 @@ impl Gateway {
         let shares = is_pressed.then_some(&mut self.shares);
         match Fault::find(now.instant, device, bytes, limit, shares) {
             Some(Fault::TooLarge) => {
-                tracing::info!(
-                    device,
-                    topic,
-                    bytes,
-                    limit,
-                    "a publish is larger than spool.max_record_bytes"
-                );
                 if planted(Bug::RefusalReceiptEarly) {
                     self.outputs.extend(receipt.map(Output::Safe));
                 }
-                self.reports.refuse(now.instant, Some(device), "too_large", receipt);
+                if self.reports.refuse(now.instant, Some(device), "too_large", receipt) {
+                    let what = "a publish is larger than spool.max_record_bytes";
+                    tracing::info!(device, topic, bytes, limit, what);
+                }
             }
-            Some(Fault::BadDevice) => self.reports.refuse(now.instant, None, "bad_device", receipt),
+            Some(Fault::BadDevice) => {
+                if self.reports.refuse(now.instant, None, "bad_device", receipt) {
+                    let topic: String = topic.chars().take(LOGGED_TOPIC).collect();
+                    tracing::info!(?topic, "a publish is refused: its topic names no valid device");
+                }
+            }
             Some(Fault::OverShare) => {
                 self.reports.refuse(now.instant, Some(device), "over_share", receipt);
             }

@@ -55,13 +55,14 @@ struct Presence {
 }
 
 impl Reports {
+    /// Counts a refusal. Whether it is the first of those that are told together.
     pub(super) fn refuse(
         &mut self,
         now: Instant,
         device: Option<&str>,
         reason: &str,
         receipt: Option<Receipt>,
-    ) {
+    ) -> bool {
         self.refused += 1;
         let device = device.filter(|_| self.refusals.len() < MAX_KINDS).map(str::to_owned);
         let refusal = self.refusals.entry((device, reason.into())).or_insert_with(|| Refusal {
@@ -70,12 +71,14 @@ impl Reports {
             due: now + REFUSALS,
         });
         refusal.count += 1;
+        let is_first = refusal.count == 1;
         refusal.receipts.extend(receipt);
         if refusal.receipts.len() >= MAX_RECEIPTS {
             refusal.due = now;
         }
         let due = refusal.due;
         self.next = Some(self.next.map_or(due, |next| next.min(due)));
+        is_first
     }
 
     pub(super) fn came(&mut self, now: Instant, device: &str) {

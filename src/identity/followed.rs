@@ -1,4 +1,4 @@
-//! TLS towards a hub that follows its files: what a renewal put in place counts from the next
+//! TLS towards a server that follows its files: what a renewal put in place counts from the next
 //! connection on, with no restart and nobody asked to reload.
 
 use std::{fs, path::PathBuf, sync::Arc};
@@ -12,6 +12,7 @@ use super::{Clock, IdentityError, client_tls};
 /// A configuration and the files that it was made of.
 #[derive(Debug)]
 pub struct FollowedTls {
+    whose: &'static str,
     ca_file: Option<PathBuf>,
     client_cert: Option<(PathBuf, PathBuf)>,
     clock: Arc<Clock>,
@@ -20,12 +21,13 @@ pub struct FollowedTls {
 }
 
 impl FollowedTls {
-    /// As [`client_tls`].
+    /// As [`client_tls`]; `whose` the files are, for the log.
     ///
     /// # Errors
     ///
     /// As [`client_tls`].
     pub fn load(
+        whose: &'static str,
         ca_file: Option<PathBuf>,
         client_cert: Option<(PathBuf, PathBuf)>,
         clock: Arc<Clock>,
@@ -33,7 +35,7 @@ impl FollowedTls {
         // Looked at before they are read: a change in between is seen at the next look.
         let seen = look(&ca_file, &client_cert);
         let tls = load(&ca_file, &client_cert, &clock)?;
-        Ok(Self { ca_file, client_cert, clock, seen, tls })
+        Ok(Self { whose, ca_file, client_cert, clock, seen, tls })
     }
 
     /// What the files say now. While they can't be used, what they said before goes on: the fault
@@ -41,15 +43,16 @@ impl FollowedTls {
     pub fn current(&mut self) -> Arc<ClientConfig> {
         let seen = look(&self.ca_file, &self.client_cert);
         if seen != self.seen {
+            let whose = self.whose;
             match load(&self.ca_file, &self.client_cert, &self.clock) {
                 Ok(tls) => {
-                    tracing::info!("the uplink's certificates changed; they count from now on");
+                    tracing::info!("{whose} certificates changed; they count from now on");
                     self.tls = tls;
                 }
                 Err(error) => {
                     tracing::error!(
-                        "the uplink's certificates changed and can't be used: {error}; those of \
-                         before go on"
+                        "{whose} certificates changed and can't be used: {error}; those of before \
+                         go on"
                     );
                 }
             }
@@ -100,8 +103,8 @@ mod tests {
         };
         install(true);
         let ca = Some(cert.clone());
-        let mut followed =
-            FollowedTls::load(ca, Some((cert.clone(), key.clone())), Clock::of_system()).unwrap();
+        let pair = Some((cert.clone(), key.clone()));
+        let mut followed = FollowedTls::load("a test's", ca, pair, Clock::of_system()).unwrap();
         let first = followed.current();
         assert!(Arc::ptr_eq(&first, &followed.current()), "nothing changed");
         install(false);

@@ -14,6 +14,7 @@ mod csr;
 mod der;
 pub mod enrolment;
 mod followed;
+mod followed_server;
 mod jwt;
 mod key;
 mod name;
@@ -31,6 +32,7 @@ pub use self::{
     clock::{CONFIRMED_TIME, Clock, RELEASED_MS, Word},
     csr::certificate_request,
     followed::FollowedTls,
+    followed_server::{FollowedServer, ServerFiles, ServerTls},
     jwt::Jwt,
     key::{DeviceKey, KeyType},
     name::{boot_id, gateway_id},

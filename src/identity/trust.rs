@@ -88,7 +88,16 @@ pub fn server_tls(
     clients: ClientCertificates<'_>,
     clock: &Arc<Clock>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let verifier = client_verifier(clients, clock)?;
+    server_tls_by(cert, key, client_verifier(clients, clock)?, clock)
+}
+
+/// Likewise, with clients verified by `verifier`.
+pub(super) fn server_tls_by(
+    cert: &Path,
+    key: &Path,
+    verifier: Arc<dyn ClientCertVerifier>,
+    clock: &Arc<Clock>,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let (chain, private_key) = chain_and_key(cert, key, clock)?;
     let config = ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
@@ -99,7 +108,8 @@ pub fn server_tls(
     Ok(Arc::new(config))
 }
 
-fn client_verifier(
+/// Who verifies client certificates.
+pub(super) fn client_verifier(
     clients: ClientCertificates<'_>,
     clock: &Arc<Clock>,
 ) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {

@@ -128,9 +128,10 @@ impl Users {
         self.0.iter().map(|(name, user)| (name.as_str(), user))
     }
 
-    /// Whether checking any password takes long.
-    pub fn has_slow(&self) -> bool {
-        self.0.values().any(|user| user.digest.is_slow())
+    /// What a password is held against that is nobody's: it takes as long to check as the slowest
+    /// of the known ones. `None`: no password takes long.
+    pub fn decoy(&self) -> Option<PasswordDigest> {
+        self.0.values().max_by_key(|user| user.digest.work())?.digest.decoy()
     }
 
     /// Adds a device, or gives a known one another role and password. Whether it was known.
@@ -333,6 +334,28 @@ mod tests {
             }
         });
         assert_eq!(Users::from_file(&file).unwrap().iter().count(), 80);
+    }
+
+    /// Digests that were written elsewhere may cost more than ours; an unknown name was looked at
+    /// for as long as one of ours takes, and told by that.
+    #[test]
+    fn what_nobody_is_held_against_takes_as_long_as_the_slowest_password() {
+        let mut users = Users::default();
+        assert_eq!(users.decoy(), None);
+        users.set("a", user(Role::Device)).unwrap();
+        assert_eq!(users.decoy(), None, "a generated one takes no time");
+        let ours = PasswordDigest::of_chosen(b"correct horse", &SystemRandom::new()).unwrap();
+        let (salt, tag) = ("c29tZXNhbHRzb21lc2FsdA", "CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc");
+        let slow = format!("$argon2id$v=19$m=19456,t=3,p=1${salt}${tag}");
+        for (name, digest) in [("b", ours), ("c", PasswordDigest::parse(&slow).unwrap())] {
+            users.set(name, User { role: Role::Device, digest: digest.clone() }).unwrap();
+            let decoy = users.decoy().unwrap();
+            assert_eq!(
+                (decoy.work(), decoy.to_string().len()),
+                (digest.work(), digest.to_string().len())
+            );
+            assert_ne!(decoy, digest);
+        }
     }
 
     #[test]

@@ -11,6 +11,12 @@
 //! can be carried over. The session itself is the broker's to keep, and what was not acknowledged
 //! comes again from there. Receipts of an earlier connection acknowledge nothing.
 //!
+//! It must never acknowledge a publish of the broker's before its receipt came back, and never one
+//! of another connection: packet identifiers are used again. It must never send a command a second
+//! time, wait inside the event loop's task, or make the runtime's thread wait for the disk. It must
+//! never give up, nor end because of what a broker sends; and no password may get into a log or a
+//! state that it tells.
+//!
 //! Known limits: where `max_inflight` is higher than the broker's own window, [`Notice::Exhausted`]
 //! never comes and the spool's `write_after` paces the source; an IPv6 literal can't be the host of
 //! an `mqtts` URL (rumqttc takes it for a name); while the gateway takes no publishes, QoS 0 ones
@@ -28,7 +34,6 @@ use std::{
     collections::{BTreeSet, VecDeque},
     hash::{BuildHasher, RandomState},
     path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,6 +51,7 @@ use self::{link::Link, poll::Heard, subscriptions::Subscriptions};
 use super::{Delivery, Notice, Request, Sink, receipts::Ack};
 use crate::{
     config,
+    identity::FollowedTls,
     record::{self, Publish, Receipt},
     topic,
 };
@@ -94,12 +100,12 @@ pub struct Running {
 /// Starts connecting, in tasks of the current runtime, and goes on for ever.
 ///
 /// `interests` are the topic filters to subscribe to; `state_file` remembers those that the broker
-/// confirmed; `tls` must be given when `config.tls` is set.
+/// confirmed; `tls` must be given when `config.tls` is set, and is looked at for each connection.
 pub fn start(
     config: &config::Mqtt,
     gateway_id: &str,
     interests: Vec<String>,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<FollowedTls>,
     state_file: PathBuf,
     sink: Sink,
 ) -> Running {
@@ -130,7 +136,7 @@ struct Source {
     broker: String,
     /// The session at the broker, which outlives the connections.
     session: u64,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<FollowedTls>,
     subscriptions: Subscriptions,
     sink: Sink,
     /// The number of the current connection.
@@ -168,7 +174,7 @@ impl Source {
         self.tell_state(false, "stopped".into()).await;
     }
 
-    fn options(&self) -> Result<MqttOptions, String> {
+    fn options(&mut self) -> Result<MqttOptions, String> {
         let config = &self.config;
         let host = if config.host.contains(':') {
             format!("[{}]", config.host)
@@ -184,8 +190,8 @@ impl Source {
             .set_inflight(OUTGOING_WINDOW)
             .set_max_packet_size(MAX_PACKET_BYTES, MAX_PACKET_BYTES);
         if config.tls {
-            let tls =
-                self.tls.clone().ok_or("no TLS configuration was loaded; set mqtt.ca_file")?;
+            let tls = self.tls.as_mut().map(FollowedTls::current);
+            let tls = tls.ok_or("no TLS configuration was loaded; set mqtt.ca_file")?;
             options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
         }
         if let Some((user, file)) = &config.credentials {
@@ -279,7 +285,7 @@ impl Source {
         match event {
             Event::Incoming(Packet::ConnAck(connack)) => {
                 link.connected = true;
-                self.subscribe(link, connack.session_present);
+                self.subscribe(link, connack.session_present).await;
                 let session =
                     if connack.session_present { "session resumed" } else { "new session" };
                 let pending = if link.confirmations > 0 { ", subscribing" } else { "" };
@@ -369,9 +375,9 @@ impl Source {
 
     /// Asks for what the session at the broker lacks, and for nothing more: each SUBSCRIBE brings
     /// the retained messages again.
-    fn subscribe(&mut self, link: &mut Link, session_present: bool) {
+    async fn subscribe(&mut self, link: &mut Link, session_present: bool) {
         if !session_present {
-            self.subscriptions.handle_new_session();
+            self.subscriptions.handle_new_session().await;
         }
         let (missing, surplus) = self.subscriptions.changes();
         link.confirmations = surplus.len() + usize::from(!missing.is_empty());
@@ -391,7 +397,7 @@ impl Source {
         if link.confirmations > 0 {
             return;
         }
-        self.subscriptions.handle_confirmed();
+        self.subscriptions.handle_confirmed().await;
         self.tell_state(true, format!("connected to {}, subscribed", self.broker)).await;
     }
 
@@ -446,15 +452,14 @@ impl Source {
         }
     }
 
-    /// Tells and logs a state, unless it was the last one told: a broker that is down must not fill
-    /// the log.
+    /// Tells a state, unless it was the last one told: whoever hears it logs it, and a broker that
+    /// is down must not fill the log.
     async fn tell_state(&mut self, up: bool, detail: String) {
         let state = (up, detail);
         if self.told.as_ref() == Some(&state) {
             return;
         }
         let detail = state.1.clone();
-        tracing::info!(up, "mqtt: {detail}");
         self.told = Some(state);
         self.notify(Notice::State { source: self.sink.source, up, detail }).await;
     }

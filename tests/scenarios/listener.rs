@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +23,9 @@ use crate::field::{
 };
 
 const GATEWAY: &str = "gw-1";
+
+/// A change of the listener's certificates counts when two looks, five seconds apart, found it.
+const LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// What the canaries below are found by in whatever a program said.
 const CANARY: &str = "canary-5f1c";
@@ -102,10 +106,34 @@ fn a_device_that_is_removed_is_cut_off_and_a_new_password_needs_no_restart() {
         refused(gateway.port, Some(("plc-01", &second))),
         ConnectReturnCode::BadUserNamePassword
     );
+    assert!(stderr.contains("cuts it off") && stderr.contains("client_ca_file"), "{stderr}");
     let (_, list, _) = device_command(&field, &["list"], "");
     assert_eq!(list, "");
     let (code, _, stderr) = device_command(&field, &["remove", "plc-01"], "");
     assert!(code == Some(1) && stderr.contains("no device \"plc-01\""), "{stderr}");
+}
+
+/// A device that was removed and had a certificate, too, was called shut out, and came back.
+#[test]
+fn a_device_is_called_shut_out_only_where_no_certificate_lets_it_in() {
+    let field = Field::new();
+    let mut setup = with_users(Setup::towards(String::new()));
+    let removed = |setup: &Setup| {
+        add(&field, "plc-01", &[]);
+        let config = field.write("gw-1.toml", setup.to_toml());
+        let mut command = binary();
+        command.args(["device", "remove", "plc-01", "--config"]).arg(config);
+        let (code, _, stderr) = run(command, SOON);
+        assert_eq!(code, Some(0), "{stderr}");
+        stderr
+    };
+    let said = removed(&setup);
+    assert!(said.contains("is shut out"), "{said}");
+    setup.listener_keys += "tls_bind = \"127.0.0.1:1\"\ncert_file = \"a\"\nkey_file = \"b\"\n\
+                            client_ca_file = \"c\"\n";
+    let said = removed(&setup);
+    assert!(!said.contains("is shut out") && said.contains("lets it in again"), "{said}");
+    assert!(said.contains("a new authority"), "the remedy: {said}");
 }
 
 #[test]
@@ -206,7 +234,7 @@ fn over_tls_a_certificate_or_a_password_will_do_and_nothing_else() {
     let _gateway = Gateway::started(&field, &setup);
     let bare = trusting(&server.ca);
     let shown = |authority: &Authority, name: &str| authority.client(&server.ca, name);
-    let knock = |tls: &std::sync::Arc<rustls::ClientConfig>, login| {
+    let knock = |tls: &Arc<rustls::ClientConfig>, login| {
         Mqtt::knock(port, "esp", &Papers { login, tls: Some(tls.clone()) })
     };
     let code = |answer: std::io::Result<Result<Mqtt, ConnectReturnCode>>| {
@@ -226,6 +254,66 @@ fn over_tls_a_certificate_or_a_password_will_do_and_nothing_else() {
     let mut two = knock(&of_two, None).expect("it is answered").expect("it is let in");
     assert!(two.may_subscribe("devices/plc-02/commands/#").expect("it stays"));
     assert!(!two.may_subscribe("devices/plc-01/commands/#").expect("it stays"));
+}
+
+/// The listener's certificate was read at the start alone: whoever renewed it had to restart the
+/// gateway, and a device's authority that was withdrawn stayed until then.
+#[test]
+fn the_listeners_certificates_are_replaced_under_its_devices_without_a_restart() {
+    let field = Field::new();
+    let first = issue(&field, "listener", "localhost", 2100);
+    let (devices, others) =
+        (Authority::new(&field, "devices-ca"), Authority::new(&field, "others"));
+    let mut setup = Setup::towards(String::new());
+    let port = free_port();
+    setup.listener_keys = format!(
+        "tls_bind = \"127.0.0.1:{port}\"\ncert_file = {:?}\nkey_file = {:?}\nclient_ca_file = {:?}\n",
+        first.cert, first.key, devices.ca
+    );
+    let mut gateway = Gateway::started(&field, &setup);
+    let enter = |tls: &Arc<rustls::ClientConfig>, client_id: &str| {
+        let papers = Papers { login: None, tls: Some(tls.clone()) };
+        Mqtt::knock(port, client_id, &papers).ok()?.ok()
+    };
+    let old = devices.client(&first.ca, "plc-01");
+    let stranger = others.client(&first.ca, "plc-02");
+    let mut device = enter(&old, "esp-1").expect("it is let in");
+    assert!(enter(&stranger, "esp-2").is_none());
+    let mut publish = |packet_id| {
+        device.publish("devices/plc-01/telemetry", packet_id, false, b"{}").expect("it stays");
+        assert_eq!(acknowledged(&mut device), packet_id);
+    };
+    publish(1);
+
+    // A key that is another certificate's: the pair of before goes on.
+    let kept = std::fs::read(&first.key).expect("it is there");
+    let broken = issue(&field, "broken", "localhost", 2100);
+    std::fs::copy(&broken.key, &first.key).expect("a file of the scenario's own");
+    let said = |gateway: &Gateway, what: &str| {
+        let log = gateway.log();
+        log.lines().any(|line| line.contains(what)).then_some(log)
+    };
+    let log = eventually("the pair is refused", LOOKED_AT, || said(&gateway, "can't be used"));
+    assert!(log.contains("listener.key: it is not the key of the certificate"), "{log}");
+    publish(2);
+    assert!(enter(&old, "esp-2").is_some(), "the old one is still shown");
+    std::fs::write(&first.key, kept).expect("a file of the scenario's own");
+
+    let next = issue(&field, "listener", "localhost", 2100);
+    let new = devices.client(&next.ca, "plc-02");
+    eventually("the new certificate is shown", LOOKED_AT, || enter(&new, "esp-2"));
+    assert!(enter(&old, "esp-3").is_none(), "whoever trusts the old one alone");
+    publish(3);
+
+    // The authority of the devices: who came by the old one goes.
+    std::fs::copy(&others.ca, &devices.ca).expect("a file of the scenario's own");
+    eventually("the connection is ended", LOOKED_AT, || {
+        device.receive(Duration::from_millis(50)).is_err().then_some(())
+    });
+    assert!(enter(&new, "esp-2").is_none());
+    let other = others.client(&next.ca, "plc-03");
+    assert!(enter(&other, "esp-3").is_some());
+    assert!(gateway.process.as_mut().expect("it was started").ended().is_none());
 }
 
 #[test]

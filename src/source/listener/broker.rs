@@ -5,37 +5,29 @@
 //! write. It must never owe an acknowledgement for a publish that its client may not yet forget
 //! (promise 1), see [`receipts`](crate::source::receipts).
 //!
-//! Local routing (client to client) is a convenience beside the main job: it is bounded, in memory,
-//! and drops the oldest at its bounds. What the gateway wants is never dropped here.
+//! What goes from client to client is `forwarding`'s. What the gateway wants is never dropped here.
 
 use std::{
     collections::{HashMap, VecDeque},
     mem,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use rumqttc::{ConnectReturnCode, LastWill, Packet, QoS, Subscribe};
+use rumqttc::{ConnectReturnCode, Packet, QoS};
 
 use super::{
     access::{Principal, Topics},
     delivery::Deliveries,
     retained::Retained,
-    routes::{Routes, lower},
-    session::{Link, Message, OUTBOX_BYTES, Owner, Queued, Session, Subscription},
+    routes::Routes,
+    session::{Link, OUTBOX_BYTES, Owner, Session},
     wire::{self, Connect, Violation},
 };
 use crate::{
     record::{self, Publish, Receipt, SourceId, is_device_name},
     source::{NOTICE_QUEUE, Notice, receipts::Ack},
 };
-
-/// How many filters one client may subscribe to; more are refused in the SUBACK.
-const MAX_FILTERS: usize = 256;
-
-/// How many levels a filter may have; a deeper one is refused in the SUBACK.
-const MAX_FILTER_LEVELS: usize = 32;
 
 /// How many sessions without a connection are kept; at the bound the one that left first is
 /// forgotten.
@@ -73,13 +65,13 @@ pub(super) struct Broker {
     pub(super) by_client: HashMap<Owner, u64>,
     pub(super) by_connection: HashMap<u64, u64>,
     pub(super) routes: Routes,
-    retained: Retained,
-    budget: usize,
+    pub(super) retained: Retained,
+    pub(super) budget: usize,
     next_session: u64,
-    dropped: u64,
+    pub(super) dropped: u64,
     heard: Vec<Publish>,
     notices: VecDeque<Notice>,
-    woken: Vec<u64>,
+    pub(super) woken: Vec<u64>,
 }
 
 impl Broker {
@@ -183,11 +175,7 @@ impl Broker {
                 wire::put_ack(&mut link.outbox, wire::PUBCOMP, release.pkid);
             }
             Packet::Subscribe(subscribe) => self.handle_subscribe(key, subscribe),
-            Packet::Unsubscribe(unsubscribe) => {
-                session.subscriptions.retain(|kept| !unsubscribe.topics.contains(&kept.filter));
-                wire::put_ack(&mut link.outbox, wire::UNSUBACK, unsubscribe.pkid);
-                self.routes.forget();
-            }
+            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(key, &unsubscribe),
             Packet::PingReq => link.outbox.extend_from_slice(&[0xd0, 0]),
             // Nothing is ever sent at QoS 2.
             Packet::PubRec(_) | Packet::PubComp(_) => {
@@ -382,16 +370,21 @@ impl Broker {
         }
         self.forward(&route.sessions, &publish.topic, publish.qos, &publish.payload);
         if route.interesting {
-            self.heard.push(Publish {
-                topic: publish.topic,
-                payload: publish.payload,
-                retained: false,
-                source: self.source,
-                receipt,
-                packet,
-            });
+            self.hear(publish.topic, publish.payload, receipt, packet);
         }
         Ok(())
+    }
+
+    /// A publish is for the gateway.
+    pub(super) fn hear(
+        &mut self,
+        topic: String,
+        payload: Bytes,
+        receipt: Option<Receipt>,
+        packet: Option<record::Packet>,
+    ) {
+        let source = self.source;
+        self.heard.push(Publish { topic, payload, retained: false, source, receipt, packet });
     }
 
     /// Notes the acknowledgement of a publish; the receipt that it waits for, unless it is `safe`
@@ -411,86 +404,6 @@ impl Broker {
             return None;
         }
         Some(Receipt { source: self.source, connection, number })
-    }
-
-    /// Sends a live message to its subscribers.
-    fn forward(&mut self, to: &[(u64, QoS)], topic: &str, qos: QoS, payload: &Bytes) {
-        let mut shared: Option<Arc<Message>> = None;
-        for (key, granted) in to {
-            let Some(session) = self.sessions.get_mut(key) else { continue };
-            if lower(qos, *granted) == QoS::AtMostOnce {
-                let online = session.link.is_some();
-                self.dropped += u64::from(online && !session.send_now(topic, payload));
-            } else {
-                let message = shared.get_or_insert_with(|| {
-                    // A copy of its own: the payload is a part of the sender's read buffer.
-                    let payload = Bytes::copy_from_slice(payload);
-                    Arc::new(Message { topic: topic.to_owned(), payload })
-                });
-                let message = Arc::clone(message);
-                let queued = Queued { message, qos: QoS::AtLeastOnce, retain: false };
-                self.dropped += session.enqueue(queued, &mut self.budget);
-            }
-            self.woken.extend(session.link.as_ref().map(|link| link.connection));
-        }
-    }
-
-    fn handle_subscribe(&mut self, key: u64, subscribe: Subscribe) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        let (mut granted, mut retained) = (Vec::with_capacity(subscribe.filters.len()), Vec::new());
-        for wanted in subscribe.filters {
-            if !self.routes.topics.may_hear(&session.principal, &wanted.path) {
-                granted.push(None);
-                continue;
-            }
-            // MQTT-3.8.4-6 lets a server grant less than was asked for.
-            let qos = lower(wanted.qos, QoS::AtLeastOnce);
-            let too_many = session.subscriptions.len() >= MAX_FILTERS;
-            let known = session.subscriptions.iter_mut().find(|kept| kept.filter == wanted.path);
-            match known {
-                Some(kept) => kept.qos = qos,
-                None if too_many || wanted.path.split('/').count() > MAX_FILTER_LEVELS => {
-                    granted.push(None);
-                    continue;
-                }
-                None => {
-                    let filter = wanted.path.clone();
-                    session.subscriptions.push(Subscription { filter, qos });
-                }
-            }
-            granted.push(Some(qos));
-            let matching = self.retained.matching(&wanted.path).into_iter();
-            retained.extend(matching.map(|(kept_qos, message)| Queued {
-                message,
-                qos: lower(kept_qos, qos),
-                retain: true,
-            }));
-        }
-        if let Some(link) = &mut session.link {
-            wire::put_suback(&mut link.outbox, subscribe.pkid, &granted);
-        }
-        for queued in retained {
-            self.dropped += session.enqueue(queued, &mut self.budget);
-        }
-        self.routes.forget();
-    }
-
-    fn publish_will(&mut self, will: LastWill) {
-        let route = self.routes.find(&will.topic, &self.sessions);
-        if will.retain {
-            self.retained.set(&will.topic, will.qos, &will.message);
-        }
-        self.forward(&route.sessions, &will.topic, will.qos, &will.message);
-        if route.interesting {
-            self.heard.push(Publish {
-                topic: will.topic,
-                payload: will.message,
-                retained: false,
-                source: self.source,
-                receipt: None,
-                packet: None,
-            });
-        }
     }
 
     fn add_session(&mut self, session: Session) -> u64 {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::source::Delivery;
-use rumqttc::mqttbytes::v4;
+use crate::source::{Delivery, listener::forwarding::MAX_FILTERS};
+use rumqttc::{LastWill, Subscribe, mqttbytes::v4};
 
 const SOURCE: SourceId = SourceId(0);
 
@@ -192,6 +192,23 @@ fn a_filter_too_deep_or_too_many_is_refused_alone() {
     let failure = v4::SubscribeReasonCode::Failure;
     assert_eq!((codes[0], codes[MAX_FILTERS + 1]), (failure, failure));
     assert_eq!(codes.iter().filter(|code| **code == failure).count(), 2);
+}
+
+/// A shared subscription was granted like any other filter, and nothing ever came.
+#[test]
+fn a_shared_subscription_is_refused_and_not_taken_for_a_filter() {
+    let mut bench = Bench::new();
+    bench.connect(1, "worker", true);
+    let granted = |packets: Vec<Packet>| match &packets[..] {
+        [Packet::SubAck(ack)] => ack.return_codes.clone(),
+        other => panic!("no SUBACK alone but {other:?}"),
+    };
+    let failure = vec![v4::SubscribeReasonCode::Failure];
+    for filter in ["$share/workers/devices/#", "$share/workers/#", "$share/workers", "$share/#"] {
+        assert_eq!(granted(bench.subscribe(1, filter, QoS::AtLeastOnce)), failure, "{filter}");
+    }
+    let plain = granted(bench.subscribe(1, "$shared/x", QoS::AtLeastOnce));
+    assert_ne!(plain, failure, "a topic like any other");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -25,6 +26,9 @@ use super::{
     access::Principal,
     broker::{Broker, End},
     door::Shown,
+    progress::Progress,
+    refusals,
+    tls::Proof,
     wire::{self, Connect, Violation},
 };
 use crate::record::Publish;
@@ -55,6 +59,8 @@ pub(super) struct Caller {
     pub(super) number: u64,
     pub(super) peer: SocketAddr,
     pub(super) shown: Shown,
+    /// With a certificate: what it showed.
+    pub(super) proof: Option<Proof>,
     /// Wakes it when it has to make room for others; of no meaning once it was let in.
     pub(super) leave: Arc<Notify>,
 }
@@ -64,13 +70,13 @@ pub(super) async fn serve<S>(stream: S, caller: Caller, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Caller { number, peer, .. } = caller;
+    let (number, peer, door) = (caller.number, caller.peer, &shared.door);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut read = BytesMut::with_capacity(READ_BYTES);
     let greeted = tokio::select! {
         greeted = greet(&mut reader, &mut read, &caller, &shared) => greeted,
         () = caller.leave.notified() => {
-            tracing::info!(%peer, "client closed: too many others wait to connect");
+            door.refusals.say(peer, "client closed: too many others wait to connect");
             Greeted::Gone
         }
     };
@@ -83,7 +89,10 @@ where
     // One and a half times what the client promised (MQTT-3.1.2-24).
     let silence = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
     let client_id = connect.client_id.clone();
-    let wake = shared.register(number);
+    let Some(wake) = shared.register(number, caller.proof) else {
+        let fault = "client refused: its certificate is of no authority that is named now";
+        return door.refusals.say(peer, fault);
+    };
     let mut heard = VecDeque::new();
     let accepted = shared.with(|broker| {
         let accepted = broker.handle_connect(Instant::now(), number, connect, principal);
@@ -91,7 +100,8 @@ where
         accepted
     });
     if let Err(code) = accepted {
-        tracing::info!(%peer, client_id, ?code, "client refused");
+        let client_id = refusals::shortened(&client_id);
+        door.refusals.say(peer, format_args!("client {client_id:?} refused: {code:?}"));
         shared.unregister(number);
         refuse(&mut writer, code as u8).await;
         return;
@@ -101,9 +111,12 @@ where
         reader,
         writer,
         number,
+        peer,
         read,
         starved: false,
         reading: true,
+        resting_since: None,
+        progress: Progress::new(Instant::now()),
         paid_until: Instant::now(),
         resting_until: None,
         exhausted: false,
@@ -140,14 +153,16 @@ where
         Ok(Ok(Some(connect))) => connect,
         Ok(Ok(None)) => return Greeted::Gone,
         Ok(Err(violation)) => {
-            tracing::info!(%peer, %violation, "client refused before CONNECT was read");
+            let fault = format_args!("client refused before CONNECT was read: {violation}");
+            shared.door.refusals.say(peer, fault);
             return match violation {
                 Violation::Level(_) => Greeted::Refused(1),
                 _ => Greeted::Gone,
             };
         }
         Err(_) => {
-            tracing::info!(%peer, "client closed: no CONNECT within {CONNECT_DEADLINE:?}");
+            let fault = format_args!("client closed: no CONNECT within {CONNECT_DEADLINE:?}");
+            shared.door.refusals.say(peer, fault);
             return Greeted::Gone;
         }
     };
@@ -186,11 +201,16 @@ struct Connection<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
     number: u64,
+    peer: SocketAddr,
     read: BytesMut,
     /// `read` holds no whole packet.
     starved: bool,
     /// The broker takes packets of this connection.
     reading: bool,
+    /// Since when the client is not read, if it is not.
+    resting_since: Option<Instant>,
+    /// How its packet under way gets on.
+    progress: Progress,
     /// With a limit on its rate: when the client will have used up what it published beyond it.
     paid_until: Instant,
     /// It has published too much too fast, and is not read until then.
@@ -220,18 +240,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Ok(None) => {}
                 Ok(Some(end)) => return Some(end),
                 Err(violation) => {
-                    tracing::info!(connection = self.number, %violation, "client thrown out");
+                    self.say(format_args!("client thrown out: {violation}"));
                     return Some(End::Lost);
                 }
             }
             if self.shared.is_stopping() {
                 return None;
             }
+            let hungry = self.is_hungry();
             let due = self.deadline();
             if due.is_some_and(|due| due < timer.deadline().into_std()) || timer.is_elapsed() {
                 timer.as_mut().reset(due.unwrap_or_else(|| Instant::now() + WRITE_DEADLINE).into());
             }
-            let hungry = self.reading && self.starved && self.heard.is_empty();
             self.read.reserve(if hungry { READ_BYTES } else { 0 });
             tokio::select! {
                 written = self.writer.write_buf(&mut self.writing), if !self.writing.is_empty() => {
@@ -250,10 +270,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Err(_) => self.wake.notified().await,
                 },
                 count = self.reader.read_buf(&mut self.read), if hungry => {
-                    if !matches!(count, Ok(1..)) {
-                        return Some(End::Lost);
+                    let Ok(bytes @ 1..) = count else { return Some(End::Lost) };
+                    let now = Instant::now();
+                    if self.read.len() == bytes {
+                        self.progress = Progress::new(now);
                     }
-                    self.last_heard = Instant::now();
+                    self.progress.note(now, bytes);
+                    self.last_heard = now;
                     self.starved = false;
                 }
                 () = self.wake.notified() => {}
@@ -276,12 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let shared = Arc::clone(&self.shared);
         shared.with(|broker| {
-            let was_reading = self.reading;
             let end = self.handle_packets(broker)?;
-            if self.reading && !was_reading {
-                // The client could not be heard; its silence counts from now.
-                self.last_heard = Instant::now();
-            }
             if !self.reading && !self.exhausted && self.heard.is_empty() {
                 self.exhausted = broker.handle_forwarded(self.number);
             }
@@ -318,6 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         self.paid_until = self.paid_until.max(Instant::now()) + every;
                     }
                     broker.handle_packet(self.number, packet)?;
+                    self.progress = Progress::new(Instant::now());
                 }
                 Ok(None) => self.starved = true,
                 Err(violation) => {
@@ -346,6 +365,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// Whether the client is read now. One that was not could not be heard: its silence counts from
+    /// here, and its packet under way is given the time.
+    fn is_hungry(&mut self) -> bool {
+        let (hungry, now) = (self.reading && self.starved && self.heard.is_empty(), Instant::now());
+        match self.resting_since {
+            None if !hungry => self.resting_since = Some(now),
+            Some(since) if hungry => {
+                self.resting_since = None;
+                self.last_heard = now;
+                self.progress.excuse(now, since);
+            }
+            _ => {}
+        }
+        hungry
+    }
+
+    fn say(&self, fault: impl fmt::Display) {
+        self.shared.door.refusals.say(self.peer, fault);
+    }
+
     /// When there is something to do, if nothing happens until then.
     fn deadline(&self) -> Option<Instant> {
         self.overdue_at().into_iter().chain(self.resting_until).min()
@@ -353,16 +392,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// When the client is overdue, if nothing happens until then.
     fn overdue_at(&self) -> Option<Instant> {
-        let silent = self.silence.filter(|_| self.reading).map(|limit| self.last_heard + limit);
+        let is_heard = self.resting_since.is_none();
+        let silent = self.silence.filter(|_| is_heard).map(|limit| self.last_heard + limit);
+        let slow = (is_heard && !self.read.is_empty()).then(|| self.progress.due());
         let stuck = (!self.writing.is_empty()).then(|| self.last_progress + WRITE_DEADLINE);
-        silent.into_iter().chain(stuck).min()
+        silent.into_iter().chain(slow).chain(stuck).min()
     }
 
     fn overdue(&self) -> Option<End> {
         let now = Instant::now();
         self.overdue_at().filter(|due| *due <= now)?;
-        let stuck = !self.writing.is_empty() && self.last_progress + WRITE_DEADLINE <= now;
-        Some(if stuck { End::Lost } else { End::KeepAlive })
+        if !self.writing.is_empty() && self.last_progress + WRITE_DEADLINE <= now {
+            self.say("client closed: it takes nothing of what is written to it");
+            return Some(End::Lost);
+        }
+        if self.resting_since.is_none() && !self.read.is_empty() && self.progress.due() <= now {
+            self.say("client closed: its packet comes too slowly");
+            return Some(End::Lost);
+        }
+        Some(End::KeepAlive)
     }
 
     /// Ends the connection: its last bytes, its socket, its session's link, then what the gateway

@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use super::{access::Principal, failures::Failures, wire::Login};
+use super::{access::Principal, failures::Failures, refusals::Refusals, wire::Login};
 use crate::{
     config,
     identity::{IdentityError, PasswordDigest, Role, User, Users, is_user_name},
@@ -36,12 +36,6 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a password may wait for its turn to be checked.
 const SLOW_PATIENCE: Duration = Duration::from_secs(8);
-
-/// Refusals that are logged at once, and how long it takes until one more is.
-const LOGGED: (u32, Duration) = (10, Duration::from_secs(6));
-
-/// How much of a name that nobody vouches for is logged, in characters.
-const LOGGED_NAME: usize = 64;
 
 /// What a client showed before its CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +73,7 @@ pub(super) struct Door {
     users_file: Option<PathBuf>,
     anonymous: bool,
     state: Mutex<State>,
+    pub(super) refusals: Refusals,
     slow: Arc<Semaphore>,
     /// Of this process alone, for what it remembers.
     key: hmac::Key,
@@ -92,8 +87,6 @@ struct State {
     failures: Failures,
     /// The keyed digests of passwords that took long to check and were right, by name.
     known: HashMap<String, hmac::Tag>,
-    log_is_full_until: Instant,
-    unlogged: u64,
 }
 
 /// By what a file is known to be as it was: another content has another of these.
@@ -117,9 +110,8 @@ impl Door {
                 read_as,
                 failures: Failures::default(),
                 known: HashMap::new(),
-                log_is_full_until: Instant::now(),
-                unlogged: 0,
             }),
+            refusals: Refusals::default(),
             slow: Arc::new(Semaphore::new(1)),
             key: key.expect("the kernel gives random numbers once it has booted"),
             hasher: RandomState::new(),
@@ -172,12 +164,14 @@ impl Door {
     ) -> Result<Principal, ConnectReturnCode> {
         match (shown, login) {
             (Shown::Nameless, _) => {
-                tracing::warn!(client = %peer, "its certificate has no common name that a device can have");
+                let fault = "its certificate has no common name that a device can have";
+                self.refusals.warn(peer, None, fault);
                 Err(ConnectReturnCode::NotAuthorized)
             }
             (Shown::Name(name), login) => {
                 if let Some(login) = login.filter(|login| login.user != **name) {
-                    self.log(peer, &login.user, "not the name of its certificate");
+                    let fault = "not the name of its certificate";
+                    self.refusals.warn(peer, Some(&login.user), fault);
                     return Err(ConnectReturnCode::BadUserNamePassword);
                 }
                 let role = self.users().get(name).map_or(Role::Device, |user| user.role);
@@ -186,7 +180,7 @@ impl Door {
             (Shown::Nothing, Some(login)) if self.has_users() => self.check(peer, login).await,
             (Shown::Nothing, _) if self.anonymous => Ok(Principal::Anonymous),
             (Shown::Nothing, _) => {
-                tracing::info!(client = %peer, "client refused: it does not say who it is");
+                self.refusals.say(peer, "client refused: it does not say who it is");
                 Err(ConnectReturnCode::NotAuthorized)
             }
         }
@@ -209,7 +203,7 @@ impl Door {
         } else {
             "not looked at: too many wrong passwords before"
         };
-        self.log(peer, &login.user, fault);
+        self.refusals.warn(peer, Some(&login.user), fault);
         sleep_until((came + FAILURE_PAUSE).into()).await;
         Err(ConnectReturnCode::BadUserNamePassword)
     }
@@ -228,12 +222,10 @@ impl Door {
                 return Some(digest.clone());
             }
         }
-        if !users.has_slow() {
-            return None;
-        }
         // Who fails must not tell by the time it takes whether there is such a name.
+        let decoy = users.decoy()?;
         let slow = user.map(|user| &user.digest).filter(|digest| digest.is_slow());
-        let digest = slow.cloned().unwrap_or_else(PasswordDigest::decoy);
+        let digest = slow.cloned().unwrap_or(decoy);
         let turn = Arc::clone(&self.slow).acquire_owned().await.expect("it is never closed");
         let (password, looked_at) = (login.password.clone(), digest.clone());
         let fits = spawn_blocking(move || {
@@ -256,21 +248,6 @@ impl Door {
         tag.is_some_and(|tag| {
             hmac::verify(&self.key, &remembered(login, digest), tag.as_ref()).is_ok()
         })
-    }
-
-    /// A refusal, for whoever looks after the gateway: not each one of a flood.
-    fn log(&self, peer: SocketAddr, user: &str, fault: &str) {
-        let (most, drain) = LOGGED;
-        let now = Instant::now();
-        let mut state = self.lock();
-        if state.log_is_full_until.saturating_duration_since(now) > drain * (most - 1) {
-            state.unlogged += 1;
-            return;
-        }
-        state.log_is_full_until = state.log_is_full_until.max(now) + drain;
-        let unlogged = std::mem::take(&mut state.unlogged);
-        let user: String = user.chars().take(LOGGED_NAME).collect();
-        tracing::warn!(client = %peer, ?user, unlogged, "client refused: {fault}");
     }
 
     fn users(&self) -> Arc<Users> {

@@ -1,9 +1,9 @@
 use std::{fs, net::SocketAddr};
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 
 use super::*;
-use crate::identity::change_users;
+use crate::{identity::change_users, source::listener::refusals::LogLines};
 
 struct Bench {
     _folder: tempfile::TempDir,
@@ -143,11 +143,43 @@ async fn nobody_gets_in_without_a_name_unless_that_is_said() {
     assert_eq!(ignored, Ok(Principal::Anonymous));
 }
 
+/// The name that was looked at was told by the time only where the password was a chosen one: such
+/// a check takes so long that no pause hides it.
 #[tokio::test]
-async fn a_flood_of_refusals_does_not_flood_the_log() {
+async fn where_a_password_is_slow_to_check_every_failure_takes_its_turn() {
     let (bench, _) = bench(false);
-    for user in 0..1000 {
-        bench.door.log(PEER, &user.to_string(), "test");
+    let fits = |user: &str, password: &str| {
+        let login = login(user, password).unwrap();
+        let door = &bench.door;
+        async move { door.fits(&login).await.is_some() }
+    };
+    assert_eq!(fits("plc-99", "guess").now_or_never(), Some(false), "none is slow");
+    set(&bench.file, "hall", Role::Service, chosen("correct horse"));
+    bench.door.refresh().await;
+    let turn = bench.door.slow.acquire().await.unwrap();
+    let names = ["hall", "plc-01", "plc-99", ""];
+    let mut failures = names.map(|name| Box::pin(fits(name, "guess")));
+    for (name, failure) in names.iter().zip(&mut failures) {
+        assert_eq!(failure.now_or_never(), None, "{name:?} waits for its turn");
     }
-    assert!(bench.door.lock().unlogged >= 980, "{}", bench.door.lock().unlogged);
+    drop(turn);
+    assert_eq!(join_all(failures).await, [false; 4]);
+}
+
+#[tokio::test]
+async fn a_flood_of_those_who_prove_nothing_does_not_flood_the_log() {
+    let (named, nameless) = (Shown::certificate(Some("a".into())), Shown::certificate(None));
+    let kinds = [
+        (Shown::Nothing, login("plc-99", "guess")),
+        (Shown::Nothing, None),
+        (named, login("plc-99", "guess")),
+        (nameless, None),
+    ];
+    for (shown, login) in kinds {
+        let (bench, _) = bench(false);
+        let log = LogLines::count();
+        let knocks = (0..200).map(|_| bench.door.admit(PEER, &shown, login.clone()));
+        assert!(join_all(knocks).await.iter().all(Result::is_err));
+        assert!((1..20).contains(&log.lines()), "{shown:?}: {} lines", log.lines());
+    }
 }

@@ -7,10 +7,11 @@
 //! its address stays open to others. Pure.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
+
+use super::buckets::{Bucket, Buckets};
 
 /// Failures of one name from one address that are taken at once, and how long each counts.
 const OF_NAME: Bucket = Bucket { size: 5, drain: Duration::from_secs(30) };
@@ -18,56 +19,30 @@ const OF_NAME: Bucket = Bucket { size: 5, drain: Duration::from_secs(30) };
 /// Failures of one address.
 const OF_ADDRESS: Bucket = Bucket { size: 30, drain: Duration::from_secs(5) };
 
-/// How many buckets are kept; at the bound the one that is empty first makes room.
-const MAX_BUCKETS: usize = 4096;
-
-struct Bucket {
-    size: u32,
-    drain: Duration,
-}
-
 /// Who failed: an address, and the name that was given there.
 type Key = (IpAddr, Option<u64>);
 
 /// The failures that still count.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
-    /// When each bucket will be empty.
-    empty_at: HashMap<Key, Instant>,
-}
+pub(super) struct Failures(Buckets<Key>);
 
 impl Failures {
     /// Whether a password for this name (its hash) from this address may be looked at.
     pub(super) fn may_try(&self, now: Instant, address: IpAddr, name: u64) -> bool {
-        let address = network(address);
-        [((address, Some(name)), OF_NAME), ((address, None), OF_ADDRESS)].into_iter().all(
-            |(key, bucket)| {
-                let full = bucket.drain * (bucket.size - 1);
-                self.empty_at.get(&key).is_none_or(|at| at.saturating_duration_since(now) <= full)
-            },
-        )
+        of(address, name).iter().all(|(key, bucket)| self.0.has_room(now, *key, *bucket))
     }
 
     /// A password was wrong.
     pub(super) fn note(&mut self, now: Instant, address: IpAddr, name: u64) {
-        let address = network(address);
-        for (key, bucket) in [((address, Some(name)), OF_NAME), ((address, None), OF_ADDRESS)] {
-            self.make_room(now, &key);
-            let empty_at = self.empty_at.entry(key).or_insert(now);
-            *empty_at = (*empty_at).max(now) + bucket.drain;
+        for (key, bucket) in of(address, name) {
+            self.0.fill(now, key, bucket);
         }
     }
+}
 
-    fn make_room(&mut self, now: Instant, key: &Key) {
-        if self.empty_at.len() < MAX_BUCKETS || self.empty_at.contains_key(key) {
-            return;
-        }
-        self.empty_at.retain(|_, at| *at > now);
-        if self.empty_at.len() >= MAX_BUCKETS {
-            let soonest = self.empty_at.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key);
-            soonest.and_then(|key| self.empty_at.remove(&key));
-        }
-    }
+fn of(address: IpAddr, name: u64) -> [(Key, Bucket); 2] {
+    let address = network(address);
+    [((address, Some(name)), OF_NAME), ((address, None), OF_ADDRESS)]
 }
 
 /// The address by which somebody is known: of an IPv6 address the half that a network hands out,
@@ -114,12 +89,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn an_address_is_not_forgotten_for_its_names() {
         let (mut failures, now) = (Failures::default(), Instant::now());
-        for name in 0..MAX_BUCKETS as u64 * 2 {
-            failures.note(now, HERE, name);
-        }
-        assert!(failures.empty_at.len() <= MAX_BUCKETS);
-        assert!(!failures.may_try(now, HERE, 1), "the address is not forgotten for its names");
+        (0..10_000).for_each(|name| failures.note(now, HERE, name));
+        assert!(!failures.may_try(now, HERE, 1));
     }
 }

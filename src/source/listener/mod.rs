@@ -1,13 +1,14 @@
 //! MQTT 3.1.1 without a broker: devices connect straight to the gateway.
 //!
-//! A pure core (`broker`, with `session`, `routes`, `retained`, `delivery`, and `wire` for the
-//! bytes) under a thin layer of IO (`connection`, and this file). The core is behind one mutex that
-//! is never held across a wait; on the gateway's single-threaded runtime nobody ever waits for it.
+//! A pure core (`broker`, with `session`, `routes`, `forwarding`, `retained`, `delivery`, and
+//! `wire` for the bytes) under a thin layer of IO (`connection`, and this file). The core is behind
+//! one mutex that is never held across a wait; on the gateway's single-threaded runtime nobody ever
+//! waits for it.
 //!
 //! Why not a ready-made broker: none lets the PUBACK wait until the publish is safe.
 //!
 //! Who may come in is `door`'s to say, and how many may wait there `lobby`'s; whose a topic is,
-//! `access`'s.
+//! `access`'s. `tls` follows the certificates.
 //!
 //! What it does not do: QoS 2 towards subscribers (QoS 1 is granted), keep sessions or retained
 //! messages over a restart, bridge.
@@ -15,16 +16,21 @@
 mod access;
 mod authority;
 mod broker;
+mod buckets;
 mod connection;
 mod delivery;
 mod door;
 mod failures;
+mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod lobby;
+mod progress;
+mod refusals;
 mod retained;
 mod routes;
 mod session;
+mod tls;
 mod wire;
 
 #[cfg(test)]
@@ -44,36 +50,37 @@ use std::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, spawn_blocking},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 pub use self::access::Topics;
 use self::{
-    broker::Broker,
+    broker::{Broker, End},
     connection::Caller,
     door::{Door, Shown},
     lobby::Lobby,
+    tls::Proof,
 };
 use super::{NOTICE_QUEUE, Notice, Request, Sink};
-use crate::{config, identity::Certificate, record::Publish};
+use crate::{
+    config,
+    identity::{FollowedServer, ServerTls},
+    record::Publish,
+};
 
 /// Connections beyond `max_clients` that may be open: those that wait to be let in, and as many
 /// that are being ended. Still more stay in the kernel's backlog.
 const SPARE_CONNECTIONS: usize = 2 * lobby::OF_ALL;
 
-/// How often the file of users is looked at, beside at each CONNECT: a device that was removed is
-/// cut off within this time.
-const USERS_EVERY: Duration = Duration::from_secs(5);
+/// How often the files are looked at, that of users also at each CONNECT: a device that was removed
+/// is cut off within this time, and a new certificate counts after two of these.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// How long accepting rests when it can't go on.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long a TLS handshake may take.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long all connections together may take to end when the listener stops.
 const STOP_DEADLINE: Duration = Duration::from_millis(1500);
@@ -104,17 +111,15 @@ pub struct Running {
 pub async fn start(
     config: &config::Listener,
     topics: Topics,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<FollowedServer>,
     sink: Sink,
 ) -> io::Result<Running> {
     let plain = match config.bind {
         Some(address) => Some(bind(address, "listener.bind").await?),
         None => None,
     };
-    let secure = match (&config.tls, tls) {
-        (Some(wanted), Some(server)) => {
-            Some((bind(wanted.bind, "listener.tls_bind").await?, TlsAcceptor::from(server)))
-        }
+    let secure = match (&config.tls, &tls) {
+        (Some(wanted), Some(_)) => Some(bind(wanted.bind, "listener.tls_bind").await?),
         (Some(_), None) => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -124,7 +129,7 @@ pub async fn start(
         (None, _) => None,
     };
     let plain_at = plain.as_ref().map(TcpListener::local_addr).transpose()?;
-    let tls_at = secure.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
+    let tls_at = secure.as_ref().map(TcpListener::local_addr).transpose()?;
     let door = Door::open(config)
         .map_err(|error| io::Error::other(format!("listener.users_file: {error}")))?;
     let (requests, incoming) = mpsc::unbounded_channel();
@@ -138,7 +143,8 @@ pub async fn start(
             core: Mutex::new(Core {
                 broker: Broker::new(sink.source, topics, config.max_clients, config.max_inflight),
                 connections: HashMap::new(),
-                lobby: Lobby::default(),
+                lobby: Lobby::new(config.max_clients),
+                tls: tls.as_ref().map(|followed| Arc::clone(followed.current())),
             }),
             door,
             notices_due: Notify::new(),
@@ -146,6 +152,7 @@ pub async fn start(
             publishes: sink.publishes,
             publish_every: config.max_publish_rate.map(|rate| SECOND / u32::from(rate)),
         }),
+        followed: tls,
         connections: JoinSet::new(),
     };
     let bound: Vec<String> = plain_at.iter().chain(&tls_at).map(SocketAddr::to_string).collect();
@@ -183,9 +190,17 @@ struct Shared {
 #[derive(Debug)]
 struct Core {
     broker: Broker,
-    /// How to wake each connection.
-    connections: HashMap<u64, Arc<Notify>>,
+    connections: HashMap<u64, Connected>,
     lobby: Lobby,
+    /// What handshakes are made by now.
+    tls: Option<Arc<ServerTls>>,
+}
+
+#[derive(Debug)]
+struct Connected {
+    wake: Arc<Notify>,
+    /// By what it was let in, if that was a certificate.
+    proof: Option<Proof>,
 }
 
 impl Shared {
@@ -194,8 +209,8 @@ impl Shared {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         let result = input(&mut core.broker);
         while let Some(number) = core.broker.pop_woken() {
-            if let Some(wake) = core.connections.get(&number) {
-                wake.notify_one();
+            if let Some(connected) = core.connections.get(&number) {
+                connected.wake.notify_one();
             }
         }
         if core.broker.has_notices() {
@@ -204,11 +219,16 @@ impl Shared {
         result
     }
 
-    fn register(&self, number: u64) -> Arc<Notify> {
+    /// What wakes a connection from now on. `None`: the certificate that it was let in by does not
+    /// count any more.
+    fn register(&self, number: u64, proof: Option<Proof>) -> Option<Arc<Notify>> {
         let wake = Arc::new(Notify::new());
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        core.connections.insert(number, Arc::clone(&wake));
-        wake
+        if proof.as_ref().is_some_and(|proof| !proof.counts(core.tls.as_ref())) {
+            return None;
+        }
+        core.connections.insert(number, Connected { wake: Arc::clone(&wake), proof });
+        Some(wake)
     }
 
     fn unregister(&self, number: u64) {
@@ -222,6 +242,33 @@ impl Shared {
             for change in changes {
                 broker.handle_revoked(Instant::now(), &change.name, change.forget);
             }
+        });
+    }
+
+    /// Handshakes are made by `tls` from now on. Ends the connections of devices whose certificates
+    /// it does not trust.
+    async fn change_tls(&self, tls: Arc<ServerTls>) {
+        let proofs: Vec<(u64, Proof)> = {
+            let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+            core.tls = Some(Arc::clone(&tls));
+            let proven = core.connections.iter();
+            proven.filter_map(|(number, it)| Some((*number, it.proof.clone()?))).collect()
+        };
+        // A signature takes a small board its time, and there may be many.
+        let gone = spawn_blocking(move || {
+            let gone = proofs.into_iter().filter(|(_, proof)| !proof.counts(Some(&tls)));
+            gone.map(|(number, _)| number).collect::<Vec<_>>()
+        });
+        let gone = gone.await.expect("verifying a certificate does not panic");
+        if !gone.is_empty() {
+            tracing::info!(
+                connections = gone.len(),
+                "ended: their certificates are of no authority that listener.client_ca_file names"
+            );
+        }
+        self.with(|broker| {
+            let now = Instant::now();
+            gone.iter().for_each(|number| broker.handle_end(now, *number, End::Lost));
         });
     }
 
@@ -244,13 +291,14 @@ impl Shared {
 
     fn wake_all(&self) {
         let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        core.connections.values().for_each(|wake| wake.notify_one());
+        core.connections.values().for_each(|connected| connected.wake.notify_one());
     }
 }
 
 struct Server {
     plain: Option<TcpListener>,
-    secure: Option<(TcpListener, TlsAcceptor)>,
+    secure: Option<TcpListener>,
+    followed: Option<FollowedServer>,
     max_connections: usize,
     next_connection: u64,
     source: crate::record::SourceId,
@@ -268,7 +316,6 @@ impl Server {
         let source = self.source;
         let shared = Arc::clone(&self.shared);
         let mut teller = tokio::spawn(tell(Arc::clone(&shared), notices));
-        tracing::info!("{detail}");
         shared.with(|broker| broker.notify(Notice::State { source, up: true, detail }));
 
         self.serve(&mut requests).await;
@@ -293,9 +340,9 @@ impl Server {
         let mut batch = Vec::with_capacity(REQUEST_BATCH);
         let mut can_accept = true;
         let mut minute = interval(Duration::from_secs(60));
-        let mut users = interval(USERS_EVERY);
+        let mut files = interval(LOOK_EVERY);
         minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        users.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let has_room = self.shared.with_lobby(|lobby| lobby.has_room(Instant::now()));
             let open = can_accept && has_room && self.connections.len() < self.max_connections;
@@ -313,8 +360,9 @@ impl Server {
                     self.handle_minute();
                     continue;
                 }
-                _ = users.tick(), if self.shared.door.has_users() => {
+                _ = files.tick(), if self.follows_files() => {
                     self.shared.refresh_users().await;
+                    self.refresh_tls().await;
                     continue;
                 }
                 () = sleep(ACCEPT_PAUSE), if !can_accept || !has_room => {
@@ -322,16 +370,18 @@ impl Server {
                     continue;
                 }
                 accepted = accept(self.plain.as_ref()), if open => accepted.map(|it| (it, None)),
-                accepted = accept(self.secure.as_ref().map(|(listener, _)| listener)), if open => {
-                    let acceptor = self.secure.as_ref().map(|(_, acceptor)| acceptor.clone());
-                    accepted.map(|it| (it, acceptor))
+                accepted = accept(self.secure.as_ref()), if open => {
+                    accepted.map(|it| (it, self.followed.as_ref().map(FollowedServer::current)))
                 }
             };
             match accepted {
-                Ok(((stream, peer), acceptor)) => self.spawn(stream, peer, acceptor),
+                Ok(((stream, peer), tls)) => {
+                    let tls = tls.cloned();
+                    self.spawn(stream, peer, tls);
+                }
                 Err(error) => {
                     // Too many open files, or the peer is gone: neither is helped by spinning.
-                    tracing::warn!(%error, "a client could not be accepted");
+                    self.shared.door.refusals.warn_of(&error);
                     can_accept = false;
                 }
             }
@@ -360,46 +410,46 @@ impl Server {
         tracing::debug!(clients, dropped, "listener");
     }
 
-    fn spawn(&mut self, stream: TcpStream, peer: SocketAddr, acceptor: Option<TlsAcceptor>) {
+    fn follows_files(&self) -> bool {
+        self.followed.is_some() || self.shared.door.has_users()
+    }
+
+    /// Looks at the files of TLS, which are read beside the event loop.
+    async fn refresh_tls(&mut self) {
+        let Some(mut followed) = self.followed.take() else { return };
+        let looked = spawn_blocking(move || {
+            let new = followed.look().cloned();
+            (followed, new)
+        });
+        let (followed, new) = looked.await.expect("looking at files does not panic");
+        self.followed = Some(followed);
+        if let Some(new) = new {
+            self.shared.change_tls(new).await;
+        }
+    }
+
+    fn spawn(&mut self, stream: TcpStream, peer: SocketAddr, tls: Option<Arc<ServerTls>>) {
         let number = self.next_connection;
         self.next_connection += 1;
         let shared = Arc::clone(&self.shared);
+        let grace = if tls.is_some() { lobby::GRACE_TLS } else { lobby::GRACE };
+        let enter = |lobby: &mut Lobby| lobby.enter(Instant::now(), grace, number, peer.ip());
+        let Some(leave) = shared.with_lobby(enter) else {
+            let fault = "client closed: too many connections came from its address";
+            return shared.door.refusals.say(peer, fault);
+        };
         // A PUBACK must not wait for the next one; a socket that can't do this still works.
         let _ = stream.set_nodelay(true);
-        let grace = if acceptor.is_some() { lobby::GRACE_TLS } else { lobby::GRACE };
-        let enter = |lobby: &mut Lobby| lobby.enter(Instant::now(), grace, number, peer.ip());
-        let leave = shared.with_lobby(enter);
-        let mut caller = Caller { number, peer, shown: Shown::Nothing, leave };
+        let mut caller = Caller { number, peer, shown: Shown::Nothing, proof: None, leave };
         self.connections.spawn(async move {
-            let Some(acceptor) = acceptor else {
+            let Some(tls) = tls else {
                 return connection::serve(stream, caller, shared).await;
             };
-            let shaken = tokio::select! {
-                shaken = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)) => shaken,
-                () = caller.leave.notified() => {
-                    tracing::info!(%peer, "client closed: too many others wait to connect");
-                    return shared.leave_lobby(number);
-                }
-            };
-            match shaken {
-                Ok(Ok(stream)) => {
-                    caller.shown = shown(&stream);
-                    return connection::serve(stream, caller, shared).await;
-                }
-                Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake failed"),
-                Err(_) => tracing::info!(%peer, "no TLS handshake within {HANDSHAKE_DEADLINE:?}"),
+            match tls::shake_hands(stream, tls, &mut caller, &shared).await {
+                Some(stream) => connection::serve(stream, caller, shared).await,
+                None => shared.leave_lobby(number),
             }
-            shared.leave_lobby(number);
         });
-    }
-}
-
-/// What the certificate says that a client showed; the handshake has verified it.
-fn shown(stream: &tokio_rustls::server::TlsStream<TcpStream>) -> Shown {
-    let (_, session) = stream.get_ref();
-    match session.peer_certificates().and_then(|chain| chain.first()) {
-        None => Shown::Nothing,
-        Some(own) => Shown::certificate(Certificate::from_der(own).and_then(|own| own.common_name)),
     }
 }
 

@@ -13,16 +13,16 @@ use tokio::{
 use super::*;
 use crate::{record::SourceId, source::Delivery};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Bench {
-    running: Running,
+pub(super) struct Bench {
+    pub(super) running: Running,
     publishes: mpsc::Receiver<Publish>,
     notices: mpsc::Receiver<Notice>,
 }
 
 impl Bench {
-    async fn start(max_inflight: usize) -> Self {
+    pub(super) async fn start(max_inflight: usize) -> Self {
         Self::start_paced(max_inflight, None).await
     }
 
@@ -44,7 +44,7 @@ impl Bench {
         Self { running, publishes, notices }
     }
 
-    async fn raw(&self) -> TcpStream {
+    pub(super) async fn raw(&self) -> TcpStream {
         TcpStream::connect(self.running.plain.unwrap()).await.unwrap()
     }
 
@@ -68,12 +68,17 @@ impl Bench {
         }
     }
 
+    /// Nobody here wants to know.
+    pub(super) fn leave_out_notices(&mut self) {
+        while self.notices.try_recv().is_ok() {}
+    }
+
     fn ask(&self, request: Request) {
         self.running.requests.send(request).unwrap();
     }
 }
 
-const NOTICES: usize = 64;
+pub(super) const NOTICES: usize = 64;
 
 async fn until(eventloop: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> Packet {
     let found = async {
@@ -88,14 +93,14 @@ async fn until(eventloop: &mut EventLoop, wanted: impl Fn(&Packet) -> bool) -> P
 }
 
 /// Everything the listener says until it closes.
-async fn answer(stream: &mut TcpStream) -> Vec<u8> {
+pub(super) async fn answer(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset is as good a close as any.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("it must close");
     bytes
 }
 
-const CONNECT: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01z";
+pub(super) const CONNECT: &[u8] = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01z";
 
 #[tokio::test]
 async fn a_device_is_acknowledged_only_when_its_publish_is_safe() {
@@ -206,7 +211,7 @@ async fn hostile_clients_are_closed_and_others_go_on() {
     bench.notice("Refused").await;
 }
 
-async fn until_outgoing(eventloop: &mut EventLoop) {
+pub(super) async fn until_outgoing(eventloop: &mut EventLoop) {
     while !matches!(eventloop.poll().await.unwrap(), Event::Outgoing(Outgoing::Publish(_))) {}
 }
 
@@ -272,99 +277,6 @@ async fn a_silent_client_is_closed_after_one_and_a_half_keep_alives() {
     assert_eq!(reason, "keep alive");
 }
 
-/// A key and a certificate for 127.0.0.1 that is its own trust anchor, for both sides. rcgen comes
-/// with the hub.
-#[cfg(feature = "hub")]
-fn tls() -> (Arc<rustls::ServerConfig>, rustls::RootCertStore, Certificate) {
-    use rustls::{pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
-    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    params.distinguished_name.push(rcgen::DnType::CommonName, "plc-01");
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap().der().clone();
-    let key = key.serialize_der();
-    let key = move || PrivateKeyDer::try_from(key.clone()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let anchors = Arc::new(roots.clone());
-    let verifier = WebPkiClientVerifier::builder_with_provider(anchors, Arc::clone(&provider));
-    let server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(vec![certificate.clone()], key())
-        .unwrap();
-    (Arc::new(server), roots, Certificate { certificate, key: Box::new(key) })
-}
-
-#[cfg(feature = "hub")]
-struct Certificate {
-    certificate: rustls::pki_types::CertificateDer<'static>,
-    key: Box<dyn Fn() -> rustls::pki_types::PrivateKeyDer<'static>>,
-}
-
-#[cfg(feature = "hub")]
-fn over_tls(bind: Option<SocketAddr>) -> config::Listener {
-    config::Listener {
-        bind,
-        tls: Some(config::ListenerTls {
-            bind: ([127, 0, 0, 1], 0).into(),
-            cert_file: "unused".into(),
-            key_file: "unused".into(),
-            client_ca_file: Some("unused".into()),
-        }),
-        users_file: None,
-        anonymous: false,
-        max_clients: 2,
-        max_publish_rate: None,
-        max_inflight: 2,
-    }
-}
-
-#[cfg(feature = "hub")]
-#[tokio::test]
-async fn over_tls_a_device_needs_its_certificate() {
-    let (server, roots, own) = tls();
-    let (publishes, mut heard) = mpsc::channel(4);
-    let (notices, mut told) = mpsc::channel(NOTICES);
-    let config = over_tls(None);
-    let sink = Sink { source: SourceId(0), publishes, notices };
-    let without = start(&config, Topics::of_defaults(&[]), None, sink.clone()).await.unwrap_err();
-    assert!(without.to_string().contains("set cert_file and key_file"), "{without}");
-    let running = start(&config, Topics::of_defaults(&["#"]), Some(server), sink).await.unwrap();
-    let device = |certificate: Option<&Certificate>| {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots.clone());
-        let client = match certificate {
-            Some(own) => {
-                client.with_client_auth_cert(vec![own.certificate.clone()], (own.key)()).unwrap()
-            }
-            None => client.with_no_client_auth(),
-        };
-        let mut options = MqttOptions::new("d", "127.0.0.1", running.tls.unwrap().port());
-        options.set_transport(rumqttc::Transport::tls_with_config(client.into()));
-        AsyncClient::new(options, 10)
-    };
-    let (_client, mut eventloop) = device(None);
-    assert!(timeout(PATIENCE, eventloop.poll()).await.unwrap().is_err());
-    let (client, mut eventloop) = device(Some(&own));
-    client.try_publish("devices/plc-02/telemetry", QoS::AtMostOnce, false, "not its own").unwrap();
-    until_outgoing(&mut eventloop).await;
-    client.try_publish("devices/plc-01/telemetry", QoS::AtMostOnce, false, "over TLS").unwrap();
-    until_outgoing(&mut eventloop).await;
-    assert_eq!(&timeout(PATIENCE, heard.recv()).await.unwrap().unwrap().payload[..], b"over TLS");
-    running.requests.send(Request::Stop).unwrap();
-    timeout(PATIENCE, running.task).await.unwrap().unwrap();
-    let mut last = String::new();
-    while let Some(notice) = told.recv().await {
-        last = format!("{notice:?}");
-    }
-    assert!(last.contains("up: false"), "{last}");
-}
-
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_cut_and_keeps_nobody_waiting() {
     let mut bench = Bench::start(8).await;
@@ -418,27 +330,25 @@ async fn a_client_is_read_no_faster_than_it_may_publish() {
     assert!(came.elapsed() >= Duration::from_millis(1300), "{:?}", came.elapsed());
 }
 
-#[cfg(feature = "hub")]
+/// A byte now and then kept half a packet, and what it took of memory, for as long as the client
+/// liked: each byte was a sign of life, and without a keep alive nothing was asked for.
 #[tokio::test]
-async fn who_says_nothing_is_closed_at_the_deadline() {
-    let (server, ..) = tls();
-    let (publishes, _heard) = mpsc::channel(1);
-    let (notices, _told) = mpsc::channel(NOTICES);
-    let config = over_tls(Some(([127, 0, 0, 1], 0).into()));
-    let sink = Sink { source: SourceId(0), publishes, notices };
-    let running = start(&config, Topics::of_defaults(&[]), Some(server), sink).await.unwrap();
-    let came = Instant::now();
-    let silent = async |address: Option<SocketAddr>, first: &[u8]| {
-        let mut stream = TcpStream::connect(address.unwrap()).await.unwrap();
-        stream.write_all(first).await.unwrap();
-        assert_eq!(answer(&mut stream).await, b"");
-        assert!(came.elapsed() >= connection::CONNECT_DEADLINE.min(HANDSHAKE_DEADLINE));
-    };
-    // Nothing at all, half a CONNECT, and half a record of TLS.
-    tokio::join!(
-        silent(running.plain, b""),
-        silent(running.plain, &CONNECT[..7]),
-        silent(running.tls, b""),
-        silent(running.tls, b"\x16\x03\x01\x02\x00"),
-    );
+async fn a_packet_that_does_not_get_on_ends_its_client() {
+    let mut bench = Bench::start(8).await;
+    let (mut reader, mut writer) = bench.raw().await.into_split();
+    // No keep alive, and the head of a publish of a megabyte.
+    let connect = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01z";
+    writer.write_all(&[&connect[..], b"\x30\x80\x80\x40\x00\x09devices/z"].concat()).await.unwrap();
+    let dribbling = tokio::spawn(async move {
+        while writer.write_all(b".").await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let mut said = Vec::new();
+    // A reset is as good a close as any.
+    let _ = timeout(3 * PATIENCE, reader.read_to_end(&mut said)).await.expect("it must close");
+    assert_eq!(said, b"\x20\x02\x00\x00");
+    let Notice::Death { reason, .. } = bench.notice("Death").await else { unreachable!() };
+    assert_eq!(reason, "connection lost");
+    dribbling.abort();
 }

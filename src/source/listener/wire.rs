@@ -308,7 +308,10 @@ mod tests {
             take_connect(&mut bytes)
         };
         assert_eq!(edited(8, 5), Err(Violation::Level(5)));
-        assert!(matches!(edited(0, 0x30), Err(Violation::Unexpected(_))));
+        for first in [0x00, 0x20, 0x30, 0x82, 0xc0, 0xe0, 0xf0] {
+            assert!(matches!(edited(0, first), Err(Violation::Unexpected(_))), "{first:x}");
+        }
+        assert!(matches!(edited(0, 0x11), Err(Violation::Unexpected(_))), "its flags");
         assert!(matches!(edited(4, b'X'), Err(Violation::Malformed(_))));
         assert!(matches!(edited(9, 0b0100_0110), Err(Violation::Malformed(_))));
         assert!(matches!(edited(13, 200), Err(Violation::Malformed(_))));
@@ -322,13 +325,19 @@ mod tests {
 
     #[test]
     fn hostile_packets_are_refused() {
-        let cases: [(&[u8], &str); 11] = [
+        let cases: [(&[u8], &str); 17] = [
             (b"\x30\x02\x00\x00", "zero-length topic"),
             (b"\x30\x03\x00\x01#", "wildcard"),
             (b"\x30\x03\x00\x01\xff", "not UTF-8"),
             (b"\x30\x05\x00\x03a\0b", "NUL"),
             (b"\x82\x08\x00\x01\x00\x03a\0b\x00", "NUL in a filter"),
             (b"\x30\x03\x00\x09a", "length mismatch"),
+            (b"\x32\x04\x00\x01a\x00", "half an identifier"),
+            (b"\x82\x06\x00\x01\x00\x09a\x00", "length mismatch in a SUBSCRIBE"),
+            (b"\x82\x05\x00\x01\x00\x00\x00", "zero-length filter"),
+            (b"\x82\x02\x00\x01", "a SUBSCRIBE to nothing"),
+            (b"\xa2\x02\x00\x01", "an UNSUBSCRIBE from nothing"),
+            (b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01z", "a second CONNECT"),
             (b"\x36\x05\x00\x01a\x00\x01", "QoS 3"),
             (b"\x32\x05\x00\x01a\x00\x00", "identifier 0"),
             (b"\x80\x06\x00\x01\x00\x01a\x00", "flags"),

@@ -5,6 +5,9 @@
 //! filter in each other; when it is missing, of another owner or unreadable, nothing is confirmed
 //! and everything is asked for: retained messages come once more, and no filter is missed.
 //!
+//! The file is written and synced beside the event loop, and waited for: before filters are asked
+//! for, and only after they were confirmed.
+//!
 //! One gap is left: a gateway that dies within the milliseconds between the CONNACK of a new
 //! session and the note of it takes that session for subscribed when it starts again. Deleting the
 //! file mends it.
@@ -14,6 +17,8 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
 };
+
+use tokio::task::spawn_blocking;
 
 /// The wanted and the confirmed filters.
 #[derive(Debug)]
@@ -48,27 +53,29 @@ impl Subscriptions {
 
     /// The broker began a new session: it has no filter. Noted on disk before any is asked for, so
     /// that a crash before the SUBACK does not leave a session that is taken for subscribed.
-    pub(super) fn handle_new_session(&mut self) {
+    pub(super) async fn handle_new_session(&mut self) {
         if !self.confirmed.is_empty() {
             self.confirmed.clear();
-            self.save();
+            self.save().await;
         }
     }
 
     /// The broker confirmed all changes.
-    pub(super) fn handle_confirmed(&mut self) {
+    pub(super) async fn handle_confirmed(&mut self) {
         self.confirmed.clone_from(&self.wanted);
-        self.save();
+        self.save().await;
     }
 
-    fn save(&self) {
+    async fn save(&self) {
         let mut text = self.owner.clone();
         for filter in &self.confirmed {
             text.push('\n');
             text.push_str(filter);
         }
         text.push('\n');
-        if let Err(error) = replace(&self.file, text.as_bytes()) {
+        let file = self.file.clone();
+        let replaced = spawn_blocking(move || replace(&file, text.as_bytes())).await;
+        if let Err(error) = replaced.expect("replacing a file does not panic") {
             let file = self.file.display();
             tracing::warn!(
                 "{file}: {error}; retained messages may come again; free or mend the disk"
@@ -104,18 +111,32 @@ mod tests {
         format!("+{} -{}", missing.join(","), surplus.join(","))
     }
 
-    #[test]
-    fn only_the_difference_to_what_was_confirmed_is_asked_for() {
+    #[tokio::test]
+    async fn only_the_difference_to_what_was_confirmed_is_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("subscriptions");
         let mut first = load(&file, "gw at b:1", &["b/#", "a/#", "a/#"]);
         assert_eq!(changes(&first), "+a/#,b/# -");
-        first.handle_confirmed();
+        first.handle_confirmed().await;
         assert_eq!(changes(&first), "+ -");
         assert_eq!(changes(&load(&file, "gw at b:1", &["b/#", "c/#"])), "+c/# -a/#");
         assert_eq!(changes(&load(&file, "gw at other:1", &["b/#"])), "+b/# -");
-        first.handle_new_session();
+        first.handle_new_session().await;
         assert_eq!(changes(&load(&file, "gw at b:1", &["b/#"])), "+b/# -");
+    }
+
+    /// The whole gateway stood still while a slow card took its time to sync this file.
+    #[tokio::test]
+    async fn the_event_loop_goes_on_while_the_medium_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("subscriptions");
+        // Opening a FIFO waits until its other end is opened, too.
+        let slow = file.with_extension("new");
+        assert!(std::process::Command::new("mkfifo").arg(&slow).status().unwrap().success());
+        let mut subscriptions = load(&file, "gw", &["a"]);
+        let meanwhile = async { spawn_blocking(move || fs::read(slow)).await.unwrap() };
+        let ((), written) = tokio::join!(subscriptions.handle_confirmed(), meanwhile);
+        assert_eq!(written.unwrap(), b"gw\na\n");
     }
 
     #[test]

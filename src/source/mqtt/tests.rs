@@ -315,7 +315,7 @@ async fn a_refused_subscription_is_loud() {
     };
     let (client, _eventloop) = AsyncClient::new(source.options().unwrap(), 10);
     let mut link = Link::new(client);
-    source.subscribe(&mut link, false);
+    source.subscribe(&mut link, false).await;
     let codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce), SubscribeReasonCode::Failure];
     let suback = Packet::SubAck(rumqttc::SubAck::new(1, codes));
     source.handle_event(&mut link, Event::Incoming(suback)).await.unwrap();
@@ -362,37 +362,43 @@ fn the_wait_doubles_and_is_bounded() {
     assert!(backoff(u32::MAX, 999) <= BACKOFF.1);
 }
 
+/// A certificate that is its own authority, for both sides, and its key.
+#[cfg(feature = "hub")]
+fn install(cert: &Path, key: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(cert, pair.cert.pem()).unwrap();
+    std::fs::write(key, pair.signing_key.serialize_pem()).unwrap();
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A gateway whose certificate for the broker was renewed had to be restarted to show it.
 #[cfg(feature = "hub")]
 #[tokio::test]
-async fn over_tls_the_broker_sees_our_certificate() {
-    use rustls::pki_types::PrivateKeyDer;
-    let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+async fn over_tls_the_broker_sees_our_certificate_and_after_a_change_the_new_one() {
     let files = tempfile::tempdir().unwrap();
-    let path = |name: &str| files.path().join(name).display().to_string();
-    std::fs::write(path("cert"), pair.cert.pem()).unwrap();
-    std::fs::write(path("key"), pair.signing_key.serialize_pem()).unwrap();
-    let (cert, key) = (path("cert"), path("key"));
-    let mosquitto = Mosquitto::start(&format!(
-        "cafile {cert}\ncertfile {cert}\nkeyfile {key}\nrequire_certificate true"
+    let [cert, key] = ["cert", "key"].map(|name| files.path().join(name));
+    install(&cert, &key);
+    let mut mosquitto = Mosquitto::start(&format!(
+        "cafile {0}\ncertfile {0}\nkeyfile {1}\nrequire_certificate true",
+        cert.display(),
+        key.display()
     ));
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(pair.cert.der().clone()).unwrap();
-    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![pair.cert.der().clone()], key)
-        .unwrap();
     let mut config = mosquitto.config();
     config.tls = true;
     let (publishes, _heard) = mpsc::channel(8);
     let (notices_in, notices) = mpsc::channel(64);
     let sink = Sink { source: SourceId(0), publishes, notices: notices_in };
     let state = files.path().join("subscriptions");
-    let running = start(&config, "gw-1", vec!["a/#".into()], Some(Arc::new(tls)), state, sink);
+    let pair = Some((cert.clone(), key.clone()));
+    let clock = crate::identity::Clock::of_system();
+    let tls = FollowedTls::load("the broker's", Some(cert.clone()), pair, clock).unwrap();
+    let running = start(&config, "gw-1", vec!["a/#".into()], Some(tls), state, sink);
     let mut bench = Bench { running, publishes: mpsc::channel(1).1, notices };
     bench.notice("subscribed").await;
+    mosquitto.stop();
+    install(&cert, &key);
+    mosquitto.restart();
+    bench.notice("session resumed").await;
     bench.stop().await;
 }
