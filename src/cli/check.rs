@@ -79,6 +79,10 @@ fn explain(config: &Config) -> String {
         Some(uplink) => explain_uplink(uplink).into_iter().for_each(&mut say),
         None => say("There is no [uplink] url: records are kept until there is one.".into()),
     }
+    if let Some(enrolled) = &config.enrolled {
+        let keys: Vec<&str> = enrolled.keys.iter().map(|(key, _)| key.as_str()).collect();
+        say(format!("By enrolment ({}): {}.", enrolled.file.display(), keys.join(", ")));
+    }
     explain_commands(&config.commands).into_iter().for_each(&mut say);
     for note in &config.notes {
         say(format!("Note: {note}."));

@@ -162,7 +162,7 @@ fn files(config: &Config, clock: &Clock, findings: &mut Findings) {
     for (key, cert) in expiry::certificates(config) {
         // A file that can't be read was told of above.
         let Ok(certificate) = Certificate::from_file(&cert) else { continue };
-        let now = expiry::moment(clock);
+        let now = clock.moment_for(certificate.not_before);
         let left = certificate.days_left(now);
         let named = format!("{key}: {}", certificate.subject);
         match certificate.remark(now) {

@@ -35,7 +35,7 @@ pub(super) fn certificates(config: &Config) -> Vec<(&'static str, PathBuf)> {
 
 /// The board's best word on the time.
 pub(super) fn moment(clock: &Clock) -> Moment {
-    let unix_seconds = clock.now().0.unix_ms / 1000;
+    let unix_seconds = clock.unix_ms() / 1000;
     Moment { unix_seconds: i64::try_from(unix_seconds).unwrap_or(i64::MAX) }
 }
 

@@ -60,7 +60,15 @@ pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec
                     it, or [mqtt] with the url of a broker";
         faults.push(Fault { origin: Origin::File, key: String::new(), text: text.into() });
     }
-    Config { file, gateway, uplink, spool, mqtt, listener, telemetry, commands, notes }
+    let enrolled = None;
+    Config { file, gateway, uplink, enrolled, spool, mqtt, listener, telemetry, commands, notes }
+}
+
+/// Where the gateway keeps everything: as it is written, else as systemd says, else the default.
+pub(super) fn state_dir(reader: &mut Reader<'_>, places: &Places) -> PathBuf {
+    let given = places.environment.state_directory.clone();
+    let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
+    reader.path("state_dir").unwrap_or_else(default)
 }
 
 fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
@@ -75,9 +83,7 @@ fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
             ))
         }
     });
-    let given = places.environment.state_directory.clone();
-    let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
-    Gateway { id, state_dir: reader.path("state_dir").unwrap_or_else(default) }
+    Gateway { id, state_dir: state_dir(reader, places) }
 }
 
 fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {

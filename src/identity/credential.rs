@@ -64,6 +64,16 @@ pub(super) fn secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     read(file, Some(guard))
 }
 
+/// The content of a file that is to be written anew for `owner`, in whose directory it stands: only
+/// what is his own is read for him. Without an owner it is read as any other.
+pub(super) fn kept(
+    file: &Path,
+    is_secret: bool,
+    owner: Option<u32>,
+) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    read_of(file, is_secret.then_some(Guard::Owner), owner)
+}
+
 /// Whose rules a secret's mode and owner follow.
 #[derive(Clone, Copy)]
 enum Guard {
@@ -74,6 +84,14 @@ enum Guard {
 }
 
 fn read(file: &Path, guard: Option<Guard>) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    read_of(file, guard, None)
+}
+
+fn read_of(
+    file: &Path,
+    guard: Option<Guard>,
+    owner: Option<u32>,
+) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     // Asked before the opening, which would wait forever on a FIFO.
     let unreadable = |error| unreadable(file, &error);
     if !std::fs::metadata(file).map_err(unreadable)?.is_file() {
@@ -83,6 +101,11 @@ fn read(file: &Path, guard: Option<Guard>) -> Result<Zeroizing<Vec<u8>>, Identit
     let metadata = opened.metadata().map_err(unreadable)?;
     if let Some(guard) = guard {
         check_guarded(file, &metadata, guard, effective_uid())?;
+    }
+    if let Some(owner) = owner.filter(|owner| *owner != metadata.uid()) {
+        let fault =
+            format!("user {} owns it, not user {owner}, whose directory it is in", metadata.uid());
+        return Err(IdentityError::new(file, fault, "remove it, or give it to that user"));
     }
     // Room for all of it at once: what a growing vector leaves behind is not wiped.
     let room = metadata.len().min(MAX_FILE_BYTES) as usize + 32;

@@ -6,8 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
 use super::{
-    Certificate, DeviceKey, IdentityError, calendar::Moment, certificate::malformed, credential,
-    key::pem,
+    Certificate, Clock, DeviceKey, IdentityError, certificate::malformed, credential, key::pem,
 };
 
 /// A certificate with its chain, and the key that it was issued for.
@@ -27,7 +26,7 @@ impl Pair {
     ///
     /// A file can't be used, the two don't belong together, the chain is not in its order, or the
     /// certificate has expired.
-    pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
+    pub fn from_files(cert: &Path, key: &Path, clock: &Clock) -> Result<Self, IdentityError> {
         let chain = credential::certificates(cert).map_err(|error| with_pkcs12(error, cert))?;
         let held = DeviceKey::from_file(key).map_err(|error| with_pkcs12(error, key))?;
         let der = Zeroizing::new(credential::private_key(key)?);
@@ -36,7 +35,7 @@ impl Pair {
             PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
             _ => "PRIVATE KEY",
         };
-        let certificate = checked(&chain, &held, cert)?;
+        let certificate = checked(&chain, &held, cert, clock)?;
         let chain = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
         Ok(Self { key: Zeroizing::new(pem(label, der.secret_der())), chain, certificate })
     }
@@ -52,9 +51,10 @@ impl Pair {
         chain: &str,
         key: &DeviceKey,
         key_pem: Zeroizing<String>,
+        clock: &Clock,
     ) -> Result<Self, IdentityError> {
         let chain = certificates(from, chain)?;
-        let certificate = checked(&chain, key, Path::new(from))?;
+        let certificate = checked(&chain, key, Path::new(from), clock)?;
         let chain = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
         Ok(Self { key: key_pem, chain, certificate })
     }
@@ -90,6 +90,7 @@ fn checked(
     chain: &[CertificateDer<'_>],
     key: &DeviceKey,
     file: &Path,
+    clock: &Clock,
 ) -> Result<Certificate, IdentityError> {
     let parsed: Option<Vec<_>> = chain.iter().map(Certificate::from_der).collect();
     let mut parsed = parsed.ok_or_else(|| malformed(file))?;
@@ -109,7 +110,7 @@ fn checked(
         ));
     }
     let own = parsed.swap_remove(0);
-    let now = Moment::now();
+    let now = clock.moment_for(own.not_before);
     if now > own.not_after {
         return Err(IdentityError::new(
             file,

@@ -14,7 +14,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa,
-    Issuer as Ca, KeyPair,
+    Issuer as Ca, KeyPair, PublicKeyData as _,
 };
 use rustls::{
     RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -46,7 +46,10 @@ struct Shared {
     ca: Ca<'static, KeyPair>,
     ca_pem: String,
     tls: Arc<ServerConfig>,
-    code_is_used: AtomicBool,
+    /// The request that spent the code: the same is answered again, and no other.
+    code_is_for: Mutex<Option<Vec<u8>>>,
+    /// The next answer to a code is not sent.
+    loses_answer: AtomicBool,
     issued: AtomicU64,
     /// Client certificates are nothing to it; tokens are.
     wants_tokens: bool,
@@ -72,7 +75,8 @@ impl Issuer {
             tls: tls(&ca, &ca_pem),
             ca,
             ca_pem: ca_pem.clone(),
-            code_is_used: AtomicBool::new(false),
+            code_is_for: Mutex::default(),
+            loses_answer: AtomicBool::new(false),
             issued: AtomicU64::new(1),
             wants_tokens,
             closed: AtomicBool::new(false),
@@ -110,6 +114,11 @@ impl Issuer {
     /// From now on no upgrade is taken.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer to the code is not sent, once; the code is spent all the same.
+    pub fn lose_answer(&self) {
+        self.shared.loses_answer.store(true, Ordering::Relaxed);
     }
 
     /// Each request's first line, and behind it the serial number of the client's certificate.
@@ -196,17 +205,26 @@ impl Shared {
         match line.trim_end_matches(" HTTP/1.1") {
             "GET /v1/enroll/ca" => reply("200 OK", &self.ca_pem),
             "POST /v1/enroll" => {
-                let fits = body["code"] == CODE && !self.code_is_used.swap(true, Ordering::Relaxed);
-                if !fits {
+                if body["code"] != CODE || !self.spend_code(&body) {
                     let error = json!({ "error": { "code": "enrolment_refused", "message": "" } });
                     return reply("403 Forbidden", &error.to_string());
                 }
-                self.sign(&body)
+                let answer = self.sign(&body);
+                let is_lost = self.loses_answer.swap(false, Ordering::Relaxed);
+                if is_lost { String::new() } else { answer }
             }
             "POST /v1/renew" if has_certificate => self.sign(&body),
             "GET /v1/gateway" if self.lets_in(head, has_certificate) => upgraded(head),
             _ => reply("401 Unauthorized", ""),
         }
+    }
+
+    fn spend_code(&self, body: &Value) -> bool {
+        let request = body["csr"].as_str().unwrap_or_default();
+        let request = CertificateSigningRequestParams::from_pem(request).expect("a request");
+        let key = request.public_key.der_bytes().to_vec();
+        let mut code_is_for = self.code_is_for.lock().expect("no handler panics");
+        *code_is_for.get_or_insert_with(|| key.clone()) == key
     }
 
     fn lets_in(&self, head: &str, has_certificate: bool) -> bool {

@@ -13,13 +13,13 @@ use std::{
 use clap::{ArgMatches, Args as _, FromArgMatches as _};
 
 use super::{
-    ConfigFile, EXIT_USAGE,
+    ConfigFile, EXIT_USAGE, expiry,
     options::{Opt, text, with},
 };
 use crate::{
     config::{Config, ConfigError, SpoolPlace, duration},
     identity::{
-        self, Certificate, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
+        self, Certificate, Clock, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
         certificate_request, certificates, fingerprint,
     },
 };
@@ -182,10 +182,14 @@ impl Command {
         if self.name == "renew" {
             return renew::renew(&config, option("url").as_deref(), flag("new-key"));
         }
+        let state_dir = state_dir(&config)?;
+        // A board may have no clock: what a hub said is kept beside the spool.
+        let clock = Clock::open(&state_dir.join("spool"));
+        let now = expiry::moment(&clock);
         let directory = option(if self.name == "new" { "out" } else { "dir" });
         let store = match &directory {
             Some(directory) => Store::at(Path::new(directory)),
-            None => Store::of_state_dir(&state_dir(&config)?),
+            None => Store::of_state_dir(&state_dir),
         };
         match self.name.as_str() {
             "new" => new(&store, option("key-type").as_deref(), flag("replace")),
@@ -195,13 +199,13 @@ impl Command {
                     Failure::Usage("--cert is missing; name the certificate's file".into())
                 })?;
                 let (key, ca) = (option("key"), option("ca"));
-                import(&store, Path::new(&cert), key, ca, flag("replace"), &config)
+                import(&store, Path::new(&cert), key, ca, flag("replace"), &config, &clock)
             }
-            "show" => show::show(&store, flag("json")),
+            "show" => show::show(&store, now, flag("json")),
             _ => {
                 let configured = directory.is_none().then(|| configured_certificate(&config));
                 let cert = configured.flatten().unwrap_or_else(|| store.cert_file());
-                needs_renewal(&cert, option("within").as_deref())
+                needs_renewal(&cert, option("within").as_deref(), now)
             }
         }
     }
@@ -209,7 +213,7 @@ impl Command {
 
 /// The state directory that the configuration names; the default where there is none yet: the
 /// identity comes first.
-pub(super) fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
+fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
     let is_there = file.exists();
     Ok(SpoolPlace::load(is_there.then_some(file))?.state_dir)
 }
@@ -224,8 +228,8 @@ fn new(store: &Store, kind: Option<&str>, replace: bool) -> Result<ExitCode, Fai
         }
     };
     let key = kind.generate().map_err(|error| Failure::Other(error.into()))?;
-    let ca = std::fs::read_to_string(store.ca_file()).ok();
-    let contents = Contents { key: &key, certificate: None, ca: ca.as_deref() };
+    let ca = store.ca()?;
+    let contents = Contents { key: &key, certificate: None, ca: ca.as_deref(), uplink: None };
     store.stage(contents, replace)?.promote()?;
     println!("{}", fingerprint(store.key()?.public_key()));
     println!("public key: {}", store.public_key_file().display());
@@ -265,11 +269,12 @@ fn import(
     ca: Option<String>,
     replace: bool,
     config: &Path,
+    clock: &Clock,
 ) -> Result<ExitCode, Failure> {
     let held = store.key_file();
-    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new))?;
+    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new), clock)?;
     let id = Config::load(config).ok().and_then(|config| config.gateway.id);
-    check_name(cert, &pair.certificate, id.as_deref())?;
+    check_name(cert, &pair.certificate, id.as_deref(), clock)?;
     let ca = match ca {
         Some(file) => {
             let text = std::fs::read_to_string(&file)
@@ -277,15 +282,26 @@ fn import(
             certificates(&file, &text)?;
             Some(text)
         }
-        None => std::fs::read_to_string(store.ca_file()).ok(),
+        None => store.ca()?,
     };
-    let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
+    let uplink = store.uplink()?;
+    let contents = Contents {
+        key: &pair.key,
+        certificate: Some(&pair.chain),
+        ca: ca.as_deref(),
+        uplink: uplink.as_deref(),
+    };
     // A certificate for the key that is there replaces no key.
     store.stage(contents, replace || key.is_none())?.promote()?;
-    show::show(store, false)
+    show::show(store, expiry::moment(clock), false)
 }
 
-fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Failure> {
+fn check_name(
+    file: &Path,
+    own: &Certificate,
+    id: Option<&str>,
+    clock: &Clock,
+) -> Result<(), Failure> {
     let fits = match id {
         Some(id) => own.common_name.as_deref() == Some(id) || own.alt_names.iter().any(|n| n == id),
         None => own.common_name.as_deref().is_some_and(crate::record::is_device_name),
@@ -303,7 +319,7 @@ fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Fa
         };
         return Err(Failure::Other(format!("{}: {text}", file.display())));
     }
-    let now = Moment::now();
+    let now = clock.moment_for(own.not_before);
     if let Some(remark) = own.remark(now) {
         eprintln!("{}: it is {remark}", file.display());
     } else if own.days_left(now) <= FEW_DAYS {
@@ -317,11 +333,10 @@ fn configured_certificate(config: &Path) -> Option<PathBuf> {
     uplink.client_cert.map(|(cert, _)| cert)
 }
 
-fn needs_renewal(cert: &Path, within: Option<&str>) -> Result<ExitCode, Failure> {
+fn needs_renewal(cert: &Path, within: Option<&str>, now: Moment) -> Result<ExitCode, Failure> {
     let within = days(within.unwrap_or("30d"))
         .map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
     let certificate = Certificate::from_file(cert)?;
-    let now = Moment::now();
     let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
     let is_soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
     println!("{} days left", certificate.days_left(now));
