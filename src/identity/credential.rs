@@ -16,6 +16,9 @@ use super::IdentityError;
 /// is refused.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// The fault of a file that this user may not read; the gateway's may.
+pub const NOT_FOR_THIS_USER: &str = "it may not be read by this user";
+
 /// The fault of a file that is not there.
 pub(super) const NO_SUCH_FILE: &str = "there is no such file";
 
@@ -52,6 +55,15 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Identit
         // The error's own text may quote the file, so it is not passed on.
         Err(_) => Err(not_pem(file)),
     }
+}
+
+/// Whether a credential's file can be used, by the rules by which it will be.
+///
+/// # Errors
+///
+/// Why not.
+pub fn usable(file: &Path, is_secret: bool) -> Result<(), IdentityError> {
+    if is_secret { secret(file) } else { read(file, None) }.map(drop)
 }
 
 /// The content of a file that nobody else can read.
@@ -160,7 +172,7 @@ fn unreadable(file: &Path, error: &io::Error) -> IdentityError {
         }
         io::ErrorKind::PermissionDenied => IdentityError::new(
             file,
-            "it may not be read by this user",
+            NOT_FOR_THIS_USER,
             "let the user that runs fieldgate own it, and every directory above be open to it",
         ),
         _ => IdentityError::new(file, format!("it can't be read: {error}"), "check the disk"),

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 pub use self::{
     certificate::{Certificate, fingerprint},
     clock::{CONFIRMED_TIME, Clock, RELEASED_MS, Word},
-    credential::effective_uid,
+    credential::{NOT_FOR_THIS_USER, effective_uid, usable},
     csr::certificate_request,
     followed::FollowedTls,
     jwt::Jwt,

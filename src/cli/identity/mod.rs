@@ -24,9 +24,6 @@ use crate::{
     },
 };
 
-/// A certificate that has fewer days left is told of.
-const FEW_DAYS: i64 = 30;
-
 /// The commands, what they do, and their options.
 const COMMANDS: [(&str, &str, &[Opt]); 6] = [
     (
@@ -272,18 +269,19 @@ fn import(
     clock: &Clock,
 ) -> Result<ExitCode, Failure> {
     let held = store.key_file();
-    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new), clock)?;
-    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
-    check_name(cert, &pair.certificate, id.as_deref(), clock)?;
+    let ca_file = ca.clone().unwrap_or_else(|| store.ca_file().display().to_string());
     let ca = match ca {
-        Some(file) => {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|error| Failure::Other(format!("{file}: {error}")))?;
-            certificates(&file, &text)?;
-            Some(text)
-        }
+        Some(file) => Some(
+            std::fs::read_to_string(&file)
+                .map_err(|error| Failure::Other(format!("{file}: {error}")))?,
+        ),
         None => store.ca()?,
     };
+    let cas = ca.as_deref().map(|text| certificates(&ca_file, text)).transpose()?;
+    let key_file = key.as_deref().map_or(&*held, Path::new);
+    let pair = Pair::from_files(cert, key_file, &cas.unwrap_or_default(), clock)?;
+    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
+    check_name(cert, &pair.certificate, id.as_deref(), clock)?;
     let uplink = store.uplink()?;
     let contents = Contents {
         key: &pair.key,
@@ -322,7 +320,7 @@ fn check_name(
     let now = clock.moment_for(own.not_before);
     if let Some(remark) = own.remark(now) {
         eprintln!("{}: it is {remark}", file.display());
-    } else if own.days_left(now) <= FEW_DAYS {
+    } else if expiry::threshold(own, now).is_some() {
         eprintln!("{}: it ends in {} days; renew it soon", file.display(), own.days_left(now));
     }
     Ok(())
