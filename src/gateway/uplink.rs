@@ -67,6 +67,9 @@ pub enum Ended {
         /// Its `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// The upgrade was answered with 401, and the answer's date showed that our time was wrong: the
+    /// token that was refused was signed with it.
+    WrongTime,
     /// The peer closed.
     Closed {
         /// RFC 6455, section 7.4.
@@ -307,6 +310,11 @@ impl Uplink {
             Ended::Http { status: 400, .. } if auto && was_managed_dial => {
                 self.plain_after_backoff()
             }
+            Ended::WrongTime if !self.token_retried => {
+                self.token_retried = true;
+                Wait::Nothing
+            }
+            Ended::WrongTime => Wait::Hub(self.slow()),
             Ended::Http { status, retry_after } => {
                 if was_plain_dial {
                     self.hubs.set_plain_known(false);
@@ -456,6 +464,10 @@ impl std::fmt::Display for Ended {
                 };
                 write!(f, "the upgrade was answered with HTTP status {status}{remedy}")
             }
+            Self::WrongTime => f.write_str(
+                "the upgrade was answered with HTTP status 401, by a hub whose time is another than \
+                 that of our token; the next one has the hub's",
+            ),
             Self::Closed { code, reason } => write!(f, "closed by the hub with {code} {reason}"),
         }
     }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::identity::{hub_with_authority, invited};
+use super::{
+    identity::{hub_with_authority, invited},
+    rotation::signing,
+};
 use crate::field::{
     Field, SOON,
     certificate::{Certified, TlsServer, issue, trusting},
@@ -134,6 +137,26 @@ fn a_board_with_a_wrong_clock_is_enrolled_and_renewed_in_time() {
         let is_fresh =
             ["19", "20"].iter().any(|days| text.contains(&format!("days_left       {days}")));
         assert!(is_fresh, "{off_s}: {text}");
+    }
+}
+
+/// Its first token is of a wrong time. The refusal says what the time is; that was learnt, and then
+/// waited with for as long as after any refused credential.
+#[test]
+fn a_board_that_signs_its_tokens_connects_at_once_whatever_its_clock_says() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let mut hub = hub(&field);
+        hub.start();
+        let clock = WrongClock::ahead(&field, off_s);
+        let setup = Setup { backoff: ("200ms", "10m"), ..signing(&field, &hub, "") };
+        let mut gateway = gateway(&field, &setup, &clock);
+        gateway.start();
+        let status = gateway.wait_connected();
+        if is_kept(&status) {
+            return;
+        }
+        assert_eq!(status["uplink"]["attempts"], 2, "{off_s}: {status}");
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
         self, Certificate, Clock, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
         certificate_request, certificates, fingerprint,
     },
+    protocol::is_gateway_id,
 };
 
 /// The commands, what they do, and their options.
@@ -245,8 +246,9 @@ fn csr(
         Some(subject) => subject,
         None => identity::gateway_id(None)?,
     };
-    if !crate::record::is_device_name(&subject) {
-        let text = format!("--subject {subject:?} can't name a gateway; write letters and digits");
+    if !is_gateway_id(&subject) {
+        let text =
+            format!("--subject {subject:?} can't name a gateway; write 1 to 64 letters and digits");
         return Err(Failure::Other(text));
     }
     let request = certificate_request(&key, &subject)
@@ -302,7 +304,7 @@ fn check_name(
 ) -> Result<(), Failure> {
     let fits = match id {
         Some(id) => own.common_name.as_deref() == Some(id) || own.alt_names.iter().any(|n| n == id),
-        None => own.common_name.as_deref().is_some_and(crate::record::is_device_name),
+        None => own.common_name.as_deref().is_some_and(is_gateway_id),
     };
     if !fits {
         let text = match id {
