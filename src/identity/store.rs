@@ -18,8 +18,8 @@
 //! Root does this in a directory that belongs to the gateway's user, who may put anything there at
 //! any moment. So each file is made new and handed over by its open handle, and so is the directory
 //! around it, which never stays root's: a renewal by that user must be able to remove it. What is
-//! read there to be written anew must be that user's own. Else a link would have root give away what
-//! it points to.
+//! read there to be written anew must be that user's own. Else a link would have root give away
+//! what it points to.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -162,9 +162,10 @@ impl Store {
     }
 
     /// The key of a change that was begun and not ended: of an enrolment whose answer never came.
+    /// One that no request can be made with is none of an enrolment's.
     pub fn begun_key_pem(&self) -> Option<Zeroizing<String>> {
         let pem = Self { directory: self.beside(".new") }.key_pem().ok()?;
-        DeviceKey::from_pem(&pem).map(|_| pem)
+        DeviceKey::from_pem(&pem)?.kind().map(|_| pem)
     }
 
     /// Writes `contents` beside the identity in force, ready to take its place.

@@ -1,5 +1,5 @@
-//! A certificate or a token that lives for a minute, replaced while the link lives: nothing is lost,
-//! nothing comes twice, and nobody is restarted.
+//! A certificate or a token that lives for a minute, replaced while the link lives: nothing is
+//! lost, nothing comes twice, and nobody is restarted.
 
 use std::{
     path::Path,

@@ -100,8 +100,8 @@ fn a_board_that_wakes_in_1970_or_2040_connects_and_its_records_have_the_right_ti
 }
 
 /// The commands of the identity asked the system clock alone. In 2040 each new certificate was
-/// "expired", the first one when its code had been spent already; in 1970 none was ever due, so that
-/// the one in force ran out in the field.
+/// "expired", the first one when its code had been spent already; in 1970 none was ever due, so
+/// that the one in force ran out in the field.
 #[test]
 fn a_board_with_a_wrong_clock_is_enrolled_and_renewed_in_time() {
     for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {

@@ -30,7 +30,7 @@ use crate::{
     config::{Config, HubUrl, Uplink},
     identity::{
         self, Certificate, Clock, Contents, DeviceKey, KeyType, Pair, Staged, Store, TokenSource,
-        certificate_request, certificates,
+        Word, certificate_request, certificates,
         enrolment::{CaFingerprint, first_contact_tls},
     },
     link,
@@ -345,7 +345,13 @@ async fn try_out(
     target.url.path.clone_from(&url.path);
     match link::examine(&target, &mut |_| ()).await {
         Ok(_) => Ok(true),
-        Err(link::Down::Refused { status: 401 | 403, .. }) if plan.may_sign() => {
+        Err(link::Down::Refused { status: 401 | 403, date_ms, valid_until_ms, .. })
+            if plan.may_sign() =>
+        {
+            // A token of a wrong time would be refused, and the certificate taken for the better.
+            if let (Some(unix_ms), Some(_)) = (date_ms, valid_until_ms) {
+                clock.handle_word(unix_ms, Word::Date, valid_until_ms);
+            }
             let tls = identity::client_tls(ca_file.as_deref(), None, clock)?;
             let tokens = TokenSource::Jwt(plan.jwt(key));
             let token = tokens.token(clock.unix_ms())?.0;

@@ -126,8 +126,8 @@ pub(super) fn write(file: &Path, text: &str) -> Result<(), Failure> {
 /// What is left for the operator to do.
 pub(super) fn next_step(config: &Config) -> String {
     let is_there = |file: &&str| Path::new(file).exists();
-    if config.file == Path::new(PACKAGED) && is_there(&SYSTEMD) && UNITS.iter().any(|u| is_there(u))
-    {
+    let is_packaged = config.file == Path::new(PACKAGED) && UNITS.iter().any(is_there);
+    if is_packaged && is_there(&SYSTEMD) {
         return "sudo systemctl restart fieldgate".into();
     }
     match ask(&config.gateway.state_dir, &Ask::Status {}, PATIENCE) {

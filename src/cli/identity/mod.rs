@@ -25,6 +25,9 @@ use crate::{
     protocol::is_gateway_id,
 };
 
+/// A certificate that ends within this is renewed, unless it lives for less than three times that.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
+
 /// The commands, what they do, and their options.
 const COMMANDS: [(&str, &str, &[Opt]); 6] = [
     (
@@ -76,7 +79,14 @@ const COMMANDS: [(&str, &str, &[Opt]); 6] = [
     (
         "needs-renewal",
         "Whether the certificate ends soon: exit code 0 if so, 1 if not, 2 if that can't be told",
-        &[Opt("within", "DURATION", "How soon, such as 12h [default: 30d]"), DIR],
+        &[
+            Opt(
+                "within",
+                "DURATION",
+                "How soon, such as 12h [default: 30d, or a third of its life if that is less]",
+            ),
+            DIR,
+        ],
     ),
     (
         "renew",
@@ -334,17 +344,47 @@ fn configured_certificate(config: &Path) -> Option<PathBuf> {
 }
 
 fn needs_renewal(cert: &Path, within: Option<&str>, now: Moment) -> Result<ExitCode, Failure> {
-    let within = days(within.unwrap_or("30d"))
-        .map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
+    let within = within.map(days).transpose();
+    let within = within.map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
     let certificate = Certificate::from_file(cert)?;
+    let within = within.unwrap_or_else(|| soon(&certificate));
     let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
     let is_soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
     println!("{} days left", certificate.days_left(now));
     Ok(if is_soon { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// How long before its end a certificate is renewed: one that lives for a day is not to be renewed
+/// at each look.
+fn soon(certificate: &Certificate) -> Duration {
+    let Certificate { not_before, not_after, .. } = certificate;
+    let life_s = not_after.unix_seconds.saturating_sub(not_before.unix_seconds);
+    Duration::from_secs(u64::try_from(life_s / 3).unwrap_or(0)).min(SOON)
+}
+
 /// A duration that may be in days.
 fn days(text: &str) -> Result<Duration, String> {
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
     days.map_or_else(|| duration(text), |days| Ok(Duration::from_secs(86_400 * u64::from(days))))
+}
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_in_the_last_third_of_its_life_or_the_last_thirty_days() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("gw.pem");
+        let soon_of = |end: (i32, u8)| {
+            let mut params = rcgen::CertificateParams::new(vec!["gw-1".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(2050, 1, 1);
+            params.not_after = rcgen::date_time_ymd(end.0, 1, end.1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+            soon(&Certificate::from_file(&file).unwrap())
+        };
+        assert_eq!(soon_of((2050, 2)), Duration::from_secs(8 * 3600));
+        assert_eq!(soon_of((2051, 1)), SOON);
+    }
 }

@@ -159,3 +159,31 @@ fn tls(
     let made = wanted.then(|| identity::client_tls(uplink.ca_file.as_deref(), pair, clock));
     Ok(made.transpose()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_the_trial_are_signed_with_the_staged_key_unless_another_signs_them() {
+        let store = Store::of_state_dir(Path::new("/s"));
+        let staged = Store::at(Path::new("/s/identity.new"));
+        let tokens = |key_file: &str| {
+            TokenSource::Jwt(Jwt {
+                key_file: key_file.into(),
+                subject: "gw-1".into(),
+                audience: "hub-1".into(),
+                issuer: None,
+                kid: None,
+                lifetime: std::time::Duration::from_secs(60),
+            })
+        };
+        let tried = |source| of_staged(source, &store, &staged);
+        let ours = tried(tokens("/s/identity/gateway.key"));
+        assert_eq!(ours, tokens("/s/identity.new/gateway.key"));
+        let file = TokenSource::File("/s/identity/gateway.key".into());
+        for other in [tokens("/etc/gw.key"), file] {
+            assert_eq!(tried(other.clone()), other);
+        }
+    }
+}
