@@ -236,6 +236,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_enrolled_meanwhile_is_named_as_what_was_written_would_be() {
+        let text = "[gateway]\nstate_dir = 'state'\n[listener]\n";
+        let (folder, mut reload) = started(text);
+        let identity = folder.path().join("state/identity");
+        std::fs::create_dir_all(&identity).expect("a folder in an own folder");
+        let enrolment = "[uplink]\nurl = 'wss://hub'\n[uplink.jwt]\naudience = 'hub-1'";
+        std::fs::write(identity.join("uplink.toml"), enrolment).expect("a file there");
+        let (_, account) = reload.read().expect("it is valid");
+        assert_eq!(account["restart"], json!(["uplink.jwt", "uplink.url"]));
+    }
+
+    #[test]
     fn the_account_is_told_in_words() {
         let account = json!({ "changed": [], "restart": ["listener.bind", "uplink.url"] });
         assert!(describe(&account).ends_with("\nneeds a restart: listener.bind, uplink.url\n"));

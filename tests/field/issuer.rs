@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa,
     Issuer as Ca, KeyPair, PublicKeyData as _,
@@ -22,6 +23,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Field;
@@ -228,7 +230,7 @@ impl Shared {
     }
 
     fn lets_in(&self, head: &str, has_certificate: bool) -> bool {
-        let shows = if self.wants_tokens { head.contains("Bearer ey") } else { has_certificate };
+        let shows = if self.wants_tokens { shows_token(head) } else { has_certificate };
         shows && !self.closed.load(Ordering::Relaxed)
     }
 
@@ -259,6 +261,15 @@ fn serial(session: &ServerConnection) -> Option<String> {
     Some(own.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Whether there is a token, and it is of now.
+fn shows_token(head: &str) -> bool {
+    let claims = head.split_once("Bearer ey").and_then(|(_, token)| token.split('.').nth(1));
+    let claims = claims.and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    claims["iat"].as_i64().is_some_and(|issued| (issued - now).abs() <= 60)
+}
+
 fn upgraded(head: &str) -> String {
     let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
     let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
@@ -270,7 +281,17 @@ fn upgraded(head: &str) -> String {
 
 fn reply(status: &str, body: &str) -> String {
     let length = body.len();
-    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    let now = OffsetDateTime::now_utc();
+    let (day, month) = (now.weekday().to_string(), now.month().to_string());
+    let (hour, minute, second) = now.to_hms();
+    format!(
+        "HTTP/1.1 {status}\r\nDate: {}, {:02} {} {} {hour:02}:{minute:02}:{second:02} GMT\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}",
+        &day[..3],
+        now.day(),
+        &month[..3],
+        now.year(),
+    )
 }
 
 fn read(tls: &mut Tls) -> Option<String> {

@@ -14,6 +14,7 @@ use crate::field::{
     eventually, free_port,
     gateway::{Gateway, Setup, binary},
     hub::{CERT, Hub, KEY, Row},
+    issuer::{CODE, Issuer},
     namespace::{instead, is_inside},
     process::run,
 };
@@ -137,6 +138,24 @@ fn a_board_with_a_wrong_clock_is_enrolled_and_renewed_in_time() {
         let is_fresh =
             ["19", "20"].iter().any(|days| text.contains(&format!("days_left       {days}")));
         assert!(is_fresh, "{off_s}: {text}");
+    }
+}
+
+/// A token of a wrong time was refused, and the certificate taken for what the hub wants.
+#[test]
+fn a_board_with_a_wrong_clock_finds_out_that_the_hub_takes_tokens() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let issuer = Issuer::start(true);
+        let clock = WrongClock::ahead(&field, off_s);
+        let mut command = binary();
+        command.arg("enroll").arg(issuer.invitation(CODE, &issuer.fingerprint()));
+        command.arg("--config").arg(field.path("gw.toml")).envs(clock.environment());
+        command.env("STATE_DIRECTORY", field.path("state"));
+        let (_, stdout, stderr) = run(command, SOON);
+        let enrolment = std::fs::read_to_string(field.path("state/identity/uplink.toml"));
+        let enrolment = enrolment.unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+        assert!(enrolment.contains("[uplink.jwt]"), "{off_s}: {enrolment}");
     }
 }
 
