@@ -17,6 +17,9 @@ use zeroize::Zeroizing;
 /// is refused.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// The fault of a file that this user may not read; the gateway's may.
+pub const NOT_FOR_THIS_USER: &str = "it may not be read by this user";
+
 /// The fault of a file that is not there.
 pub const NO_SUCH_FILE: &str = "there is no such file";
 
@@ -36,6 +39,27 @@ impl FileError {
     pub(crate) fn new(file: &Path, fault: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { file: file.to_owned(), fault: fault.into(), remedy: remedy.into() }
     }
+}
+
+/// Whether a credential's file can be used, by the rules by which it will be.
+///
+/// # Errors
+/// Why not.
+pub fn usable(file: &Path, is_secret: bool) -> Result<(), FileError> {
+    if is_secret { secret(file) } else { public(file, MAX_FILE_BYTES) }.map(drop)
+}
+
+/// The content of a file that is to be written anew for `owner`, in whose directory it stands: only
+/// what is his own is read for him. Without an owner it is read as any other.
+///
+/// # Errors
+/// It can't be read, is empty or too large, is another's, or a secret that others can use.
+pub fn kept(
+    file: &Path,
+    is_secret: bool,
+    owner: Option<u32>,
+) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    read_of(file, is_secret.then_some(Guard::Owner), MAX_FILE_BYTES, owner)
 }
 
 /// The content of a file that nobody else can read.
@@ -73,6 +97,15 @@ fn read(
     guard: Option<Guard>,
     max_bytes: u64,
 ) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    read_of(file, guard, max_bytes, None)
+}
+
+fn read_of(
+    file: &Path,
+    guard: Option<Guard>,
+    max_bytes: u64,
+    owner: Option<u32>,
+) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // Asked before the opening, which would wait forever on a FIFO.
     let unreadable = |error| unreadable(file, &error);
     if !fs::metadata(file).map_err(unreadable)?.is_file() {
@@ -82,6 +115,11 @@ fn read(
     let metadata = opened.metadata().map_err(unreadable)?;
     if let Some(guard) = guard {
         check_guarded(file, &metadata, guard, effective_uid())?;
+    }
+    if let Some(owner) = owner.filter(|owner| *owner != metadata.uid()) {
+        let fault =
+            format!("user {} owns it, not user {owner}, whose directory it is in", metadata.uid());
+        return Err(FileError::new(file, fault, "remove it, or give it to that user"));
     }
     // Room for all of it at once: what a growing vector leaves behind is not wiped.
     let room = metadata.len().min(max_bytes) as usize + 32;
@@ -136,7 +174,7 @@ fn unreadable(file: &Path, error: &io::Error) -> FileError {
         }
         io::ErrorKind::PermissionDenied => FileError::new(
             file,
-            "it may not be read by this user",
+            NOT_FOR_THIS_USER,
             "let the user that runs fieldgate own it, and every directory above be open to it",
         ),
         _ => FileError::new(file, format!("it can't be read: {error}"), "check the disk"),

@@ -111,7 +111,8 @@ pub fn token(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(unverified) = Unverified::read(text) else { return };
     let key = signer().public_key().as_ref().try_into().expect("32 bytes");
-    if let Ok(claims) = unverified.verify(&[PublicKey::Ed25519(key)], SIGNED_S, AUDIENCE) {
+    if let Ok(claims) = unverified.verify(&[PublicKey::Ed25519(key)], SIGNED_S, &[AUDIENCE.into()])
+    {
         assert_eq!((claims.subject.as_str(), claims.expires_s), (SUBJECT, SIGNED_S + 600));
     }
 }
@@ -332,7 +333,7 @@ mod tests {
         for seed in &tokens()[..2] {
             let token = Unverified::read(std::str::from_utf8(seed).unwrap()).unwrap();
             let key = signer().public_key().as_ref().try_into().unwrap();
-            token.verify(&[PublicKey::Ed25519(key)], SIGNED_S, AUDIENCE).unwrap();
+            token.verify(&[PublicKey::Ed25519(key)], SIGNED_S, &[AUDIENCE.into()]).unwrap();
         }
         assert_eq!(KeySet::from_json(&tokens()[2]).unwrap().len(), 1);
         // What `tests/run fuzz` begins with: built here, where everything is built already.

@@ -1,10 +1,10 @@
 //! `fieldgate check`: says in plain sentences what the configuration means. It reads the file, the
-//! environment and the credential files' first bytes; it writes nothing and opens no connection.
+//! environment, what an enrolment left and the credential files; it writes nothing and opens no
+//! connection.
 
 use std::{
     fmt::Write as _,
-    io::{ErrorKind, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,6 +14,7 @@ use crate::{
         Commands, Config, ConfigError, Durability, Listener, Mqtt, ProxyLogin, Spool, Uplink,
         show_duration, show_size,
     },
+    identity,
     protocol::Mode,
 };
 
@@ -78,6 +79,10 @@ fn explain(config: &Config) -> String {
     match &config.uplink {
         Some(uplink) => explain_uplink(uplink).into_iter().for_each(&mut say),
         None => say("There is no [uplink] url: records are kept until there is one.".into()),
+    }
+    if let Some(enrolled) = &config.enrolled {
+        let keys: Vec<&str> = enrolled.keys.iter().map(|(key, _)| key.as_str()).collect();
+        say(format!("By enrolment ({}): {}.", enrolled.file.display(), keys.join(", ")));
     }
     explain_commands(&config.commands).into_iter().for_each(&mut say);
     for note in &config.notes {
@@ -289,34 +294,12 @@ pub(super) fn credential_files(config: &Config) -> Vec<CredentialFile> {
     files
 }
 
+/// By the rules by which the gateway will read it.
 pub(super) fn look_at(file: &CredentialFile) -> Finding {
-    let metadata = match std::fs::metadata(&file.path) {
-        Ok(metadata) => metadata,
-        Err(error) => return unreadable(&error),
-    };
-    if !metadata.is_file() {
-        return Finding::Unusable("this is not a file; name one".into());
-    }
-    // systemd hands credentials over with an access list, which shows as a group that may read.
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-    let by_systemd = credentials.is_some_and(|folder| file.path.starts_with(folder));
-    let mode = metadata.permissions().mode() & 0o777;
-    if file.secret && mode & 0o077 != 0 && !by_systemd {
-        let path = file.path.display();
-        return Finding::Unusable(format!("mode {mode:03o} lets others use it; chmod 600 {path}"));
-    }
-    match std::fs::File::open(&file.path).and_then(|mut file| file.read(&mut [0; 1])) {
-        Ok(0) => Finding::Unusable("the file is empty; put the credential into it".into()),
-        Ok(_) => Finding::Readable,
-        Err(error) => unreadable(&error),
-    }
-}
-
-fn unreadable(error: &std::io::Error) -> Finding {
-    match error.kind() {
-        ErrorKind::PermissionDenied => Finding::NotForThisUser,
-        ErrorKind::NotFound => Finding::Unusable("there is no such file; put it there".into()),
-        _ => Finding::Unusable(format!("it can't be read: {error}; see to the disk")),
+    match identity::usable(&file.path, file.secret) {
+        Ok(()) => Finding::Readable,
+        Err(error) if error.fault == identity::NOT_FOR_THIS_USER => Finding::NotForThisUser,
+        Err(error) => Finding::Unusable(format!("{}; {}", error.fault, error.remedy)),
     }
 }
 
@@ -335,7 +318,7 @@ fn explain_files(findings: &[(&CredentialFile, Finding)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, iter};
+    use std::{fs, iter, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -392,7 +375,7 @@ mod tests {
         );
         let findings = || credential_files(&config).iter().map(look_at).collect::<Vec<_>>();
         let unusable = |text: &str| Finding::Unusable(text.into());
-        let missing = || unusable("there is no such file; put it there");
+        let missing = || unusable("there is no such file; create it, or correct the path");
         assert_eq!(findings(), [missing(), missing()]);
 
         let (ca, token) = (folder.path().join("ca.pem"), folder.path().join("token"));
@@ -400,12 +383,16 @@ mod tests {
         fs::write(&token, "").expect("a file in the temporary folder");
         let set_mode = |mode| fs::set_permissions(&token, fs::Permissions::from_mode(mode));
         set_mode(0o644).expect("it is ours");
-        let loose = format!("mode 644 lets others use it; chmod 600 {}", token.display());
+        let loose = "others than its owner can use this secret (mode 644)";
+        let loose = format!("{loose}; chmod 600 {}", token.display());
         assert_eq!(findings(), [Finding::Readable, unusable(&loose)]);
 
         set_mode(0o600).expect("it is ours");
-        let empty = unusable("the file is empty; put the credential into it");
-        assert_eq!(findings(), [Finding::Readable, empty]);
+        let empty = || unusable("it is empty; write the credential into it");
+        assert_eq!(findings(), [Finding::Readable, empty()]);
+        // What `run` would refuse, too.
+        fs::write(&token, " \n").expect("a file in the temporary folder");
+        assert_eq!(findings(), [Finding::Readable, empty()]);
         fs::write(&token, "t").expect("a file in the temporary folder");
         assert_eq!(findings(), [Finding::Readable, Finding::Readable]);
     }

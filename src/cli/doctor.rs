@@ -30,8 +30,7 @@ use crate::{
 /// How long a running gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A certificate of ours, and one of the hub's, that has fewer days left is told of.
-const FEW_DAYS: i64 = 30;
+/// A certificate of the hub's that has fewer days left is told of.
 const FEW_DAYS_OF_HUB: i64 = 7;
 
 /// Below so much free space the spool has little room to grow.
@@ -162,7 +161,7 @@ fn files(config: &Config, clock: &Clock, findings: &mut Findings) {
     for (key, cert) in expiry::certificates(config) {
         // A file that can't be read was told of above.
         let Ok(certificate) = Certificate::from_file(&cert) else { continue };
-        let now = expiry::moment(clock);
+        let now = clock.moment_for(certificate.not_before);
         let left = certificate.days_left(now);
         let named = format!("{key}: {}", certificate.subject);
         match certificate.remark(now) {
@@ -170,7 +169,7 @@ fn files(config: &Config, clock: &Clock, findings: &mut Findings) {
                 let text = format!("{named} is {remark}; renew it, or set the clock");
                 findings.fail("credentials", text);
             }
-            None if left <= FEW_DAYS => {
+            None if expiry::threshold(&certificate, now).is_some() => {
                 let text = format!("{named}: {left} days left; fieldgate identity renew");
                 findings.warn("credentials", text);
             }
@@ -319,9 +318,10 @@ fn secured(
 ) {
     // It was verified before it came here.
     let Some(own) = chain.first().and_then(Certificate::from_der) else { return };
-    let left = own.days_left(expiry::moment(clock));
+    let now = expiry::moment(clock);
+    let left = own.days_left(now);
     let text = format!("{host} shows a certificate of {}, {left} days left", own.issuer);
-    if left <= FEW_DAYS_OF_HUB {
+    if expiry::threshold(&own, now).is_some_and(|days| days <= FEW_DAYS_OF_HUB) {
         findings.warn("TLS", format!("{text}; have the hub's renewed"));
     } else {
         findings.ok("TLS", text);

@@ -254,8 +254,11 @@ impl Driver {
         let ended = match down {
             link::Down::Dial { step, error } => Ended::Dial(format!("{step}: {error}")),
             link::Down::Refused { status, retry_after, date_ms, valid_until_ms } => {
-                self.handle_date(date_ms, valid_until_ms);
-                Ended::Http { status, retry_after }
+                let was_wrong = self.handle_date(date_ms, valid_until_ms);
+                match status {
+                    401 if was_wrong => Ended::WrongTime,
+                    _ => Ended::Http { status, retry_after },
+                }
             }
             link::Down::Closed { code, reason } => Ended::Closed { code, reason },
             link::Down::Cut(error) => Ended::Cut(error),

@@ -19,6 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 /// The days left from which on the log says so, once each.
 const THRESHOLDS: [i64; 3] = [1, 7, 30];
 
+const DAY_S: i64 = 86_400;
+
 /// The certificates that the gateway shows, by their keys in the configuration.
 pub(super) fn certificates(config: &Config) -> Vec<(&'static str, PathBuf)> {
     let mut all = Vec::new();
@@ -35,7 +37,7 @@ pub(super) fn certificates(config: &Config) -> Vec<(&'static str, PathBuf)> {
 
 /// The board's best word on the time.
 pub(super) fn moment(clock: &Clock) -> Moment {
-    let unix_seconds = clock.now().0.unix_ms / 1000;
+    let unix_seconds = clock.unix_ms() / 1000;
     Moment { unix_seconds: i64::try_from(unix_seconds).unwrap_or(i64::MAX) }
 }
 
@@ -78,7 +80,7 @@ fn look(files: &[(&'static str, PathBuf)], now: Moment, told: &mut Vec<Told>) {
         // One that can't be read is told of by whoever uses it.
         let Ok(certificate) = Certificate::from_file(file) else { continue };
         let left = certificate.days_left(now);
-        let Some(below) = threshold(left) else { continue };
+        let Some(below) = threshold(&certificate, now) else { continue };
         let this = (file.clone(), certificate.not_after, below);
         if !told.contains(&this) {
             warn(key, file, &certificate, left);
@@ -88,12 +90,16 @@ fn look(files: &[(&'static str, PathBuf)], now: Moment, told: &mut Vec<Told>) {
     }
 }
 
-/// The least of the thresholds that this is not above; 0 when it is over.
-fn threshold(days_left: i64) -> Option<i64> {
+/// The least of the thresholds that a certificate's days are not above; 0 when it is over. One that
+/// lasts less than twice a threshold is meant to be replaced in that time, and is not told of.
+pub(super) fn threshold(certificate: &Certificate, now: Moment) -> Option<i64> {
+    let Certificate { not_before, not_after, .. } = certificate;
+    let lifetime_s = not_after.unix_seconds.saturating_sub(not_before.unix_seconds);
+    let days_left = certificate.days_left(now);
     if days_left < 0 {
         return Some(0);
     }
-    THRESHOLDS.into_iter().find(|threshold| days_left <= *threshold)
+    THRESHOLDS.into_iter().find(|days| days_left <= *days && lifetime_s >= 2 * days * DAY_S)
 }
 
 fn warn(key: &str, file: &Path, certificate: &Certificate, left: i64) {
@@ -112,7 +118,21 @@ fn warn(key: &str, file: &Path, certificate: &Certificate, left: i64) {
 mod tests {
     use super::*;
 
-    const DAY: i64 = 86_400;
+    /// A certificate that lives for a day is renewed every few hours; each one was warned of.
+    #[test]
+    fn a_certificate_of_a_day_is_not_warned_of_before_it_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("gw.pem");
+        let mut params = rcgen::CertificateParams::new(vec!["gw-1".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2050, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2050, 1, 2);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+        let certificate = Certificate::from_file(&file).unwrap();
+        let begin = certificate.not_before.unix_seconds;
+        let told = |after| threshold(&certificate, Moment { unix_seconds: begin + after });
+        assert_eq!([told(0), told(DAY_S - 1), told(DAY_S + 1)], [None, None, Some(0)]);
+    }
 
     #[test]
     fn each_threshold_is_told_once_and_a_new_certificate_starts_anew() {
@@ -130,7 +150,7 @@ mod tests {
         let mut told = Vec::new();
         let mut heard = |end: i64, days_before: i64| {
             let before = told.clone();
-            let now = Moment { unix_seconds: end - days_before * DAY };
+            let now = Moment { unix_seconds: end - days_before * DAY_S };
             look(&files, now, &mut told);
             (told != before).then(|| told[0].2)
         };

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -86,7 +85,7 @@ impl Reload {
     /// `running` was just loaded.
     pub(super) fn new(running: Config, clock: Arc<Clock>) -> Self {
         // A file that was just read and now can't be is told of when someone asks to reload it.
-        let started = written(&running.file).unwrap_or_default();
+        let started = written(&running).unwrap_or_default();
         Self { running, clock, last: started.clone(), started }
     }
 
@@ -111,7 +110,7 @@ impl Reload {
 
     fn take_over(&mut self) -> Result<(Dialer, Value), String> {
         let new = Config::load(&self.running.file).map_err(|error| error.to_string())?;
-        let last = written(&self.running.file)?;
+        let last = written(&new)?;
         let mut merged = self.running.clone();
         if let (Some(uplink), Some(new)) = (&mut merged.uplink, new.uplink) {
             take_over_live(uplink, new);
@@ -145,7 +144,9 @@ fn take_over_live(running: &mut Uplink, new: Uplink) {
     running.connect_timeout = new.connect_timeout;
 }
 
-fn written(file: &Path) -> Result<Keys, String> {
+/// What stands in the file of a configuration, and in its enrolment.
+fn written(config: &Config) -> Result<Keys, String> {
+    let file = &config.file;
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
     let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
     let tables: toml::Table = toml::from_str(&text).map_err(|error| failed(&error))?;
@@ -158,6 +159,11 @@ fn written(file: &Path) -> Result<Keys, String> {
             }
             many => drop(keys.insert(name, many)),
         }
+    }
+    for (key, value) in config.enrolled.iter().flat_map(|enrolled| &enrolled.keys) {
+        // A table within a table counts as one key.
+        let key = key.strip_suffix(".audience").unwrap_or(key);
+        keys.entry(key.to_owned()).or_insert_with(|| value.clone().into());
     }
     Ok(keys)
 }
@@ -229,6 +235,18 @@ mod tests {
         let (_, account) = reload.read().expect("it is valid");
         assert_eq!(account["restart"], json!(["uplink.url"]));
         assert!(reload.running.uplink.is_none());
+    }
+
+    #[test]
+    fn what_was_enrolled_meanwhile_is_named_as_what_was_written_would_be() {
+        let text = "[gateway]\nstate_dir = 'state'\n[listener]\n";
+        let (folder, mut reload) = started(text);
+        let identity = folder.path().join("state/identity");
+        std::fs::create_dir_all(&identity).expect("a folder in an own folder");
+        let enrolment = "[uplink]\nurl = 'wss://hub'\n[uplink.jwt]\naudience = 'hub-1'";
+        std::fs::write(identity.join("uplink.toml"), enrolment).expect("a file there");
+        let (_, account) = reload.read().expect("it is valid");
+        assert_eq!(account["restart"], json!(["uplink.jwt", "uplink.url"]));
     }
 
     #[test]

@@ -12,11 +12,15 @@ use super::{
     uplink::{jwt, uplink},
     values::{broker_url, is_loopback},
 };
-use crate::{command::Allow, protocol::StreamName, record::is_device_name, topic::Template};
+use crate::{
+    command::Allow,
+    protocol::{MAX_GATEWAY_BYTES, StreamName, is_gateway_id},
+    record::is_device_name,
+    topic::Template,
+};
 
 const MAX_LANES: usize = 16;
 const MAX_ALLOWED: usize = 1_000;
-const MAX_ID_BYTES: usize = 128;
 /// What the sources take at most.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 const MIN_SPOOL_BYTES: u64 = 8 << 20;
@@ -60,24 +64,25 @@ pub(super) fn config(file: PathBuf, raw: &Raw, places: &Places, faults: &mut Vec
                     it, or [mqtt] with the url of a broker";
         faults.push(Fault { origin: Origin::File, key: String::new(), text: text.into() });
     }
-    Config { file, gateway, uplink, spool, mqtt, listener, telemetry, commands, notes }
+    let enrolled = None;
+    Config { file, gateway, uplink, enrolled, spool, mqtt, listener, telemetry, commands, notes }
+}
+
+/// Where the gateway keeps everything: as it is written, else as systemd says, else the default.
+pub(super) fn state_dir(reader: &mut Reader<'_>, places: &Places) -> PathBuf {
+    let given = places.environment.state_directory.clone();
+    let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
+    reader.path("state_dir").unwrap_or_else(default)
 }
 
 fn gateway(reader: &mut Reader<'_>, places: &Places) -> Gateway {
-    let id = reader.parsed("id", |id| {
-        let fits = (1..=MAX_ID_BYTES).contains(&id.len())
-            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));
-        if fits {
-            Ok(id.to_owned())
-        } else {
-            Err(format!(
-                "{id:?} is not a gateway id; write 1 to {MAX_ID_BYTES} of A-Z a-z 0-9 - _ . :"
-            ))
-        }
+    let id = reader.parsed("id", |id| match is_gateway_id(id) {
+        true => Ok(id.to_owned()),
+        false => Err(format!(
+            "{id:?} is not a gateway id; write 1 to {MAX_GATEWAY_BYTES} of A-Z a-z 0-9 - _ . :"
+        )),
     });
-    let given = places.environment.state_directory.clone();
-    let default = || given.unwrap_or_else(|| PathBuf::from("/var/lib/fieldgate"));
-    Gateway { id, state_dir: reader.path("state_dir").unwrap_or_else(default) }
+    Gateway { id, state_dir: state_dir(reader, places) }
 }
 
 fn spool(reader: &mut Reader<'_>, notes: &mut Vec<String>) -> Spool {

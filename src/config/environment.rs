@@ -6,14 +6,14 @@
 //! file's. Unknown names are errors, as in the file. A proxy is taken from where every program
 //! looks for it (see `proxy`).
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use toml::de::DeValue;
 
 use super::{
     error::{Fault, Origin},
     proxy::ProxyEnvironment,
-    raw::{Entry, Key, Raw, Section, TABLES, Value, find_key, find_table},
+    raw::{Entry, Key, Raw, TABLES, Value, find_key, find_table},
 };
 
 const PREFIX: &str = "FIELDGATE_";
@@ -107,12 +107,8 @@ fn apply(
         return Err(format!("{}.{first} has no keys of its own; set {first} itself", table.name));
     }
     let key = find_key(table, key)?;
-    let sections = raw.all_mut(table);
-    if sections.is_empty() {
-        sections.push(Section { table, origin: origin.clone(), entries: BTreeMap::new() });
-    }
     let value = typed(value, key, &origin);
-    sections[0].entries.insert(key.name, Entry { origin, value });
+    raw.set(table, key.name, Entry { origin, value });
     Ok(())
 }
 

@@ -34,6 +34,8 @@ pub(super) enum Origin {
     Line(usize),
     /// An environment variable, by its name.
     Variable(String),
+    /// Another file: what an enrolment left.
+    Beside(PathBuf),
     /// Nowhere: something is missing.
     File,
 }
@@ -56,6 +58,7 @@ impl ConfigError {
             match origin {
                 Origin::Line(line) => format!("{file}:{line}: {key}{text}"),
                 Origin::Variable(name) => format!("{name}: {key}{text}"),
+                Origin::Beside(file) => format!("{}: {key}{text}", file.display()),
                 Origin::File => format!("{file}: {key}{text}"),
             }
         })

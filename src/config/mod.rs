@@ -1,11 +1,12 @@
 //! What the user wrote, checked: `fieldgate.toml` and the environment become a [`Config`] in which
 //! every value is valid.
 //!
-//! Every path in it is absolute, every default filled in. Loading reads the file and the
-//! environment and nothing else; whether a certificate can be read or a host be reached is asked
-//! later, by those who need it.
+//! Every path in it is absolute, every default filled in. Loading reads the file, the environment
+//! and what an enrolment left beside the identity, and nothing else; whether a certificate can be
+//! read or a host be reached is asked later, by those who need it.
 
 mod checked;
+mod enrolled;
 mod environment;
 mod error;
 mod listener;
@@ -26,16 +27,17 @@ use std::{
     time::Duration,
 };
 
+pub use enrolled::Enrolled;
 pub use error::ConfigError;
 pub use proxy::{Credentials, Proxy, ProxyKind, ProxyLogin};
-pub use uplink::{IDENTITY_DIR, IDENTITY_KEY};
+pub use uplink::{IDENTITY_DIR, IDENTITY_KEY, IDENTITY_UPLINK};
 pub use values::{duration, show_duration, show_size};
 
 use self::{
     environment::Environment,
     error::{Fault, Origin},
     raw::Raw,
-    reader::Places,
+    reader::{Places, Reader},
 };
 use crate::{
     command::Allow,
@@ -55,6 +57,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// `[uplink]`; without it the gateway spools and says so.
     pub uplink: Option<Uplink>,
+    /// What of it an enrolment says, where the file leaves that to it.
+    pub enrolled: Option<Enrolled>,
     /// `[spool]`
     pub spool: Spool,
     /// `[mqtt]`
@@ -71,13 +75,35 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the file and the environment.
+    /// Reads the file and the environment, and what an enrolment left.
     ///
     /// # Errors
     /// All faults that were found, with their lines.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read_file(path).map_err(|text| fault(path, Origin::File, text))?;
-        Self::from_text(&text, path, variables(path)?.into_iter())
+        Self::checked(&text, path, variables(path)?, &enrolment)
+    }
+
+    /// What it would be with this enrolment, and with `text` where there is no file yet.
+    ///
+    /// # Errors
+    /// All faults that were found, with their lines.
+    pub fn enrolled(path: &Path, text: &str, enrolment: &str) -> Result<Self, ConfigError> {
+        let text = text_or(path, text)?;
+        Self::checked(&text, path, variables(path)?, &|_| Ok(enrolment.to_owned()))
+    }
+
+    /// What it would be with this hub and no other: for the way there before it is configured.
+    /// Where there is no file everything is default.
+    ///
+    /// # Errors
+    /// All faults that were found, with their lines.
+    pub fn towards(path: &Path, hub: &HubUrl) -> Result<Self, ConfigError> {
+        let text = text_or(path, "[listener]\n")?;
+        let mut variables = variables(path)?;
+        variables.retain(|(name, _)| name != "FIELDGATE_UPLINK__URL");
+        variables.push(("FIELDGATE_UPLINK__URL".into(), hub.to_string()));
+        Self::from_text(&text, path, variables.into_iter())
     }
 
     /// Checks a file's text, with `env` as the environment. `file` says what relative paths are
@@ -90,7 +116,16 @@ impl Config {
         file: &Path,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let (config, faults) = parse(text, file, env.collect())?;
+        Self::checked(text, file, env.collect(), NOT_ENROLLED)
+    }
+
+    fn checked(
+        text: &str,
+        file: &Path,
+        env: Vec<(String, String)>,
+        enrolment: enrolled::Read<'_>,
+    ) -> Result<Self, ConfigError> {
+        let (config, faults) = parse(text, file, env, enrolment)?;
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::new(file, faults)) }
     }
 }
@@ -114,7 +149,7 @@ impl SpoolPlace {
         let file = path.unwrap_or(Path::new("environment"));
         let text = path.map(read_file).transpose();
         let text = text.map_err(|text| fault(file, Origin::File, text))?.unwrap_or_default();
-        let (config, mut faults) = parse(&text, file, variables(file)?)?;
+        let (config, mut faults) = parse(&text, file, variables(file)?, NOT_ENROLLED)?;
         let is_size =
             !faults.iter().any(|fault| matches!(&*fault.key, "spool" | "spool.max_bytes"));
         // A misspelt state_dir would lead to another gateway's spool.
@@ -129,10 +164,13 @@ impl SpoolPlace {
     }
 }
 
+const NOT_ENROLLED: enrolled::Read<'_> = &|_| Err(std::io::ErrorKind::NotFound.into());
+
 fn parse(
     text: &str,
     file: &Path,
     env: Vec<(String, String)>,
+    enrolment: enrolled::Read<'_>,
 ) -> Result<(Config, Vec<Fault>), ConfigError> {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
     let folder = absolute.parent().unwrap_or(Path::new("/")).into();
@@ -141,8 +179,23 @@ fn parse(
     let mut raw =
         Raw::read(text, &mut faults).map_err(|fault| ConfigError::new(file, vec![fault]))?;
     places.environment.apply(&mut raw, &mut faults);
-    let config = checked::config(absolute, &raw, &places, &mut faults);
+    // What is wrong with it is told when everything is checked.
+    let unheard = &mut Vec::new();
+    let state_dir = checked::state_dir(&mut Reader::of(&raw, "gateway", &places, unheard), &places);
+    let mut notes = Vec::new();
+    let enrolled = enrolled::apply(&mut raw, &state_dir, enrolment, &mut notes, &mut faults);
+    let mut config = checked::config(absolute, &raw, &places, &mut faults);
+    config.enrolled = enrolled;
+    config.notes.extend(notes);
     Ok((config, faults))
+}
+
+/// The file's text, or this where there is no file.
+fn text_or(path: &Path, text: &str) -> Result<String, ConfigError> {
+    match path.exists() {
+        true => read_file(path).map_err(|text| fault(path, Origin::File, text)),
+        false => Ok(text.into()),
+    }
 }
 
 fn fault(file: &Path, origin: Origin, text: String) -> ConfigError {
@@ -176,16 +229,31 @@ fn read_file(path: &Path) -> Result<String, String> {
                 .into()
         }
         std::io::ErrorKind::IsADirectory => "it is a directory; name a file in it".into(),
+        std::io::ErrorKind::FileTooLarge => {
+            "it is larger than 1MiB, which no configuration is; name another".into()
+        }
+        std::io::ErrorKind::InvalidData => "it is not UTF-8 text; save it so".into(),
         _ => format!("it can't be read: {error}; see its owner and mode"),
     };
+    contents(path).map_err(unreadable)
+}
+
+fn contents(path: &Path) -> std::io::Result<String> {
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_FILE_BYTES + 1), &mut bytes)
-        .map_err(unreadable)?;
+    let file = std::fs::File::open(path)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_FILE_BYTES + 1), &mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err("it is larger than 1MiB, which no configuration is; name another".into());
+        return Err(std::io::ErrorKind::FileTooLarge.into());
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text; save it so".into())
+    String::from_utf8(bytes).map_err(|_| std::io::ErrorKind::InvalidData.into())
+}
+
+/// What an enrolment left. Asked before the opening, which would wait forever on a FIFO.
+fn enrolment(file: &Path) -> std::io::Result<String> {
+    match std::fs::metadata(file)?.is_file() {
+        true => contents(file),
+        false => Err(std::io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// `[gateway]`

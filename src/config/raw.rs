@@ -228,6 +228,29 @@ impl Raw {
         self.sections.iter().find(|(table, _)| table.name == name).map_or(&[], |(_, all)| all)
     }
 
+    /// What was written under this key of a table that stands at most once.
+    pub(super) fn entry(&self, table: &str, key: &str) -> Option<&Entry> {
+        self.all(table).first()?.entries.get(key)
+    }
+
+    /// Everything that was written: the table, the key, the value.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'static str, &'static str, &Entry)> {
+        let sections = self.sections.iter().flat_map(|(_, sections)| sections);
+        sections.flat_map(|section| {
+            section.entries.iter().map(|(key, entry)| (section.table.name, *key, entry))
+        })
+    }
+
+    /// Sets a key of a table that stands at most once, in place of what was written.
+    pub(super) fn set(&mut self, table: &'static Table, key: &'static str, entry: Entry) {
+        let sections = self.all_mut(table);
+        if sections.is_empty() {
+            let origin = entry.origin.clone();
+            sections.push(Section { table, origin, entries: BTreeMap::new() });
+        }
+        sections[0].entries.insert(key, entry);
+    }
+
     /// The tables of this name, to be changed.
     pub(super) fn all_mut(&mut self, table: &Table) -> &mut Vec<Section> {
         let index = self.sections.iter().position(|(known, _)| known.name == table.name);
@@ -359,7 +382,7 @@ impl Origin {
     /// The place of something within this: a line of the file, or the same variable.
     fn at(&self, text: &str, offset: usize) -> Self {
         match self {
-            Self::Variable(name) => Self::Variable(name.clone()),
+            Self::Variable(_) | Self::Beside(_) => self.clone(),
             Self::Line(_) | Self::File => line_at(text, offset),
         }
     }

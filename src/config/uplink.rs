@@ -26,6 +26,9 @@ pub const IDENTITY_DIR: &str = "identity";
 /// The device key's file there.
 pub const IDENTITY_KEY: &str = "gateway.key";
 
+/// The file there that says which hub the identity is for, where it came by enrolment.
+pub const IDENTITY_UPLINK: &str = "uplink.toml";
+
 const MAX_CLAIM_BYTES: usize = 256;
 
 const MS_10: Duration = Duration::from_millis(10);

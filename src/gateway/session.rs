@@ -123,7 +123,7 @@ impl Gateway {
         let is_suspicious = match ended {
             Ended::Closed { code, .. } => !close::is_of_session(*code),
             Ended::Cut(_) => true,
-            Ended::Dial(_) | Ended::Http { .. } | Ended::Lost(_) => false,
+            Ended::Dial(_) | Ended::Http { .. } | Ended::WrongTime | Ended::Lost(_) => false,
         };
         let was_live = uplink.session().is_some();
         let hub = uplink.hubs.current();

@@ -66,6 +66,9 @@ pub enum Ended {
         /// Its `Retry-After`.
         retry_after: Option<Duration>,
     },
+    /// The upgrade was answered with 401, and the answer's date showed that our time was wrong: the
+    /// token that was refused was signed with it.
+    WrongTime,
     /// The peer closed.
     Closed {
         /// RFC 6455, section 7.4.
@@ -371,6 +374,10 @@ impl std::fmt::Display for Ended {
                 };
                 write!(f, "the upgrade was answered with HTTP status {status}{remedy}")
             }
+            Self::WrongTime => f.write_str(
+                "the upgrade was answered with HTTP status 401, by a hub whose time is another than \
+                 that of our token; the next one has the hub's",
+            ),
             Self::Closed { code, reason } => write!(f, "closed by the hub with {code} {reason}"),
         }
     }

@@ -178,7 +178,7 @@ async fn of_jwt(hub: &Arc<Hub>, token: &str) -> Result<Identity, Denied> {
         },
     };
     let now_s = now().unix_ms / 1000;
-    let claims = token.verify(&keys, now_s, &hub.config.jwt.audience);
+    let claims = token.verify(&keys, now_s, &hub.config.jwt.audiences);
     let Claims { expires_s, key, .. } = claims.map_err(|fault| of(fault.to_string()))?;
     let proof = if issuer.is_some() {
         let (reader, gateway) = (hub.reader.clone(), subject.clone());

@@ -11,13 +11,11 @@ use ring::{
 };
 use x509_parser::{extensions::GeneralName, prelude::*};
 
+pub use crate::protocol::is_gateway_id;
 use crate::{command::CommandId, protocol::SUBPROTOCOL_BEARER_PREFIX};
 
 /// The longest of our own tokens that is looked at, in bytes.
 const MAX_TOKEN_BYTES: usize = 256;
-
-/// The longest gateway id, in bytes.
-const MAX_GATEWAY_BYTES: usize = 64;
 
 /// The system gives no random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -57,12 +55,6 @@ pub fn token_digest(token: &str) -> Option<Vec<u8>> {
 pub fn same_digest(a: &[u8], b: &[u8]) -> bool {
     let differing = a.iter().zip(b).fold(0, |bits, (x, y)| bits | (x ^ y));
     a.len() == b.len() && std::hint::black_box(differing) == 0
-}
-
-/// Whether `id` can name a gateway: 1 to 64 letters, digits, `-`, `_`, `.` or `:`.
-pub fn is_gateway_id(id: &str) -> bool {
-    (1..=MAX_GATEWAY_BYTES).contains(&id.len())
-        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'))
 }
 
 /// The token of an `Authorization: Bearer …` header (RFC 6750, section 2.1).

@@ -215,7 +215,7 @@ fn issued(
         certificate,
         ca,
         uplink: format!("wss://{host}/v1/gateway"),
-        audience: hub.config.jwt.audience.clone(),
+        audience: hub.config.jwt.audiences.first().cloned().unwrap_or_default(),
         public_key_registered: true,
     };
     json(StatusCode::OK, &issued)

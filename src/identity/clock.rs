@@ -123,6 +123,19 @@ impl Clock {
         self.stamp(reading, verdict)
     }
 
+    /// The best word on the time, Unix milliseconds. Nothing of it is logged.
+    pub fn unix_ms(&self) -> u64 {
+        let mut state = self.state();
+        let reading = self.read(&mut state);
+        state.keeper.time(reading).unix_ms
+    }
+
+    /// The moment by which a certificate that begins then is judged: where nobody knows the time,
+    /// the earliest that it can be, for a wrong clock must not make a good one useless.
+    pub fn moment_for(&self, begins: Moment) -> Moment {
+        self.certificate_time().for_chain([begins].into_iter()).moment()
+    }
+
     fn stamp(&self, reading: Reading, verdict: Verdict) -> (Timestamp, Option<Boot>) {
         let Verdict { unix_ms, basis } = verdict;
         let mark = self.boot.as_ref().map(|(_, mark)| *mark);

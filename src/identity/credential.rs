@@ -6,7 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::IdentityError;
 use crate::files::{self, MAX_FILE_BYTES};
-pub(super) use crate::files::{NO_SUCH_FILE, secret};
+pub(super) use crate::files::{NO_SUCH_FILE, kept, secret};
 
 /// Every certificate of a PEM file, at least one.
 pub(super) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {

@@ -111,6 +111,11 @@ impl DeviceKey {
         pem("PUBLIC KEY", &self.public_key)
     }
 
+    /// Its kind, if it is one that this program makes.
+    pub fn kind(&self) -> Option<KeyType> {
+        self.signer().map(|(kind, _)| kind)
+    }
+
     /// Its kind and what signs with it: ECDSA signatures are in ASN.1. `None` for kinds that this
     /// program makes no requests and tokens with.
     pub(super) fn signer(&self) -> Option<(KeyType, Box<dyn Signer>)> {

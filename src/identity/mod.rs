@@ -46,4 +46,4 @@ pub use self::{
 };
 
 /// Why a credential can't be used: the file, the fault and the remedy.
-pub use crate::files::{FileError as IdentityError, effective_uid};
+pub use crate::files::{FileError as IdentityError, NOT_FOR_THIS_USER, effective_uid, usable};

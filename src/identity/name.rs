@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use ring::digest::{SHA256, digest};
 
 use super::{Certificate, IdentityError};
-use crate::record;
+use crate::protocol::{MAX_GATEWAY_BYTES, is_gateway_id};
 
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -21,7 +21,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 pub fn gateway_id(client_cert: Option<&Path>) -> Result<String, IdentityError> {
     if let Some(file) = client_cert {
         let subject = Certificate::from_file(file)?.common_name;
-        return subject.filter(|name| record::is_device_name(name)).ok_or_else(|| {
+        return subject.filter(|name| is_gateway_id(name)).ok_or_else(|| {
             IdentityError::new(
                 file,
                 "its subject has no common name that could name a gateway",
@@ -62,7 +62,8 @@ fn from_machine(host_name: &str, machine_id: &str) -> Option<String> {
         return None;
     }
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    let host_name: String = host_name.trim().chars().filter(|c| safe(*c)).take(64).collect();
+    let room = MAX_GATEWAY_BYTES - "-123456".len();
+    let host_name: String = host_name.trim().chars().filter(|c| safe(*c)).take(room).collect();
     let host_name = if host_name.is_empty() { "gateway" } else { &host_name };
     let hash = digest(&SHA256, format!("fieldgate gateway id {machine_id}").as_bytes());
     let [a, b, c, ..] = *hash.as_ref() else { return None };
@@ -85,6 +86,9 @@ mod tests {
         assert_ne!(Some(name), from_machine("raspberrypi", &ID.replace('0', "1")));
         assert!(from_machine("a#b+\u{1f}", ID).unwrap().starts_with("ab-"));
         assert!(from_machine("", ID).unwrap().starts_with("gateway-"));
+        // As long as the kernel lets a host name be: with its digits no hub took it.
+        let long = from_machine(&"h".repeat(64), ID).unwrap();
+        assert!(is_gateway_id(&long) && long.len() == MAX_GATEWAY_BYTES, "{long}");
         for bad in ["", "uninitialized\n", "0123"] {
             assert_eq!(from_machine("raspberrypi", bad), None);
         }
@@ -109,7 +113,10 @@ mod tests {
             gateway_id(Some(&file))
         };
         assert_eq!(named("gw-7f3a").unwrap(), "gw-7f3a");
-        let error = named("gw/#").unwrap_err().to_string();
-        assert!(error.contains("set gateway.id"), "{error}");
+        // A device could be called so; no hub would know such a gateway.
+        for name in ["gw/#", "gw 1", "gateway/1", &"g".repeat(65)] {
+            let error = named(name).unwrap_err().to_string();
+            assert!(error.contains("set gateway.id"), "{error}");
+        }
     }
 }

@@ -180,8 +180,7 @@ type ChainAndKey =
 fn chain_and_key(cert: &Path, key: &Path, clock: &Clock) -> Result<ChainAndKey, IdentityError> {
     let chain = credential::certificates(cert)?;
     let own = Certificate::from_der(&chain[0]).ok_or_else(|| certificate::malformed(cert))?;
-    let time = clock.certificate_time().for_chain([own.not_before].into_iter());
-    if let Some(remark) = own.remark(time.moment()) {
+    if let Some(remark) = own.remark(clock.moment_for(own.not_before)) {
         let file = cert.display();
         tracing::warn!(%file, "certificate is {remark}; renew it, or set the clock");
     }

@@ -9,6 +9,9 @@ use serde_json::value::RawValue;
 use super::number;
 use crate::command::{CommandId, State};
 
+/// The longest gateway id, in bytes.
+pub const MAX_GATEWAY_BYTES: usize = 64;
+
 /// The longest stream name, in bytes.
 const MAX_STREAM_BYTES: usize = 32;
 
@@ -21,6 +24,13 @@ pub enum Mode {
     Plain,
     /// Managed if the server answers so, else plain.
     Auto,
+}
+
+/// Whether `id` can name a gateway, for either side and in any credential: 1 to 64 of `A-Z a-z 0-9
+/// - _ . :` (section 3).
+pub fn is_gateway_id(id: &str) -> bool {
+    (1..=MAX_GATEWAY_BYTES).contains(&id.len())
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'))
 }
 
 /// A stream: an ordered sequence of records of one gateway (section 3). 1 to 32 of `a-z 0-9 - _`.

@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa,
-    Issuer as Ca, KeyPair,
+    Issuer as Ca, KeyPair, PublicKeyData as _,
 };
 use rustls::{
     RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -22,6 +23,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Field;
@@ -46,7 +48,10 @@ struct Shared {
     ca: Ca<'static, KeyPair>,
     ca_pem: String,
     tls: Arc<ServerConfig>,
-    code_is_used: AtomicBool,
+    /// The request that spent the code: the same is answered again, and no other.
+    code_is_for: Mutex<Option<Vec<u8>>>,
+    /// The next answer to a code is not sent.
+    loses_answer: AtomicBool,
     issued: AtomicU64,
     /// Client certificates are nothing to it; tokens are.
     wants_tokens: bool,
@@ -72,7 +77,8 @@ impl Issuer {
             tls: tls(&ca, &ca_pem),
             ca,
             ca_pem: ca_pem.clone(),
-            code_is_used: AtomicBool::new(false),
+            code_is_for: Mutex::default(),
+            loses_answer: AtomicBool::new(false),
             issued: AtomicU64::new(1),
             wants_tokens,
             closed: AtomicBool::new(false),
@@ -110,6 +116,11 @@ impl Issuer {
     /// From now on no upgrade is taken.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer to the code is not sent, once; the code is spent all the same.
+    pub fn lose_answer(&self) {
+        self.shared.loses_answer.store(true, Ordering::Relaxed);
     }
 
     /// Each request's first line, and behind it the serial number of the client's certificate.
@@ -196,12 +207,13 @@ impl Shared {
         match line.trim_end_matches(" HTTP/1.1") {
             "GET /v1/enroll/ca" => reply("200 OK", &self.ca_pem),
             "POST /v1/enroll" => {
-                let fits = body["code"] == CODE && !self.code_is_used.swap(true, Ordering::Relaxed);
-                if !fits {
+                if body["code"] != CODE || !self.spend_code(&body) {
                     let error = json!({ "error": { "code": "enrolment_refused", "message": "" } });
                     return reply("403 Forbidden", &error.to_string());
                 }
-                self.sign(&body)
+                let answer = self.sign(&body);
+                let is_lost = self.loses_answer.swap(false, Ordering::Relaxed);
+                if is_lost { String::new() } else { answer }
             }
             "POST /v1/renew" if has_certificate => self.sign(&body),
             "GET /v1/gateway" if self.lets_in(head, has_certificate) => upgraded(head),
@@ -209,8 +221,16 @@ impl Shared {
         }
     }
 
+    fn spend_code(&self, body: &Value) -> bool {
+        let request = body["csr"].as_str().unwrap_or_default();
+        let request = CertificateSigningRequestParams::from_pem(request).expect("a request");
+        let key = request.public_key.der_bytes().to_vec();
+        let mut code_is_for = self.code_is_for.lock().expect("no handler panics");
+        *code_is_for.get_or_insert_with(|| key.clone()) == key
+    }
+
     fn lets_in(&self, head: &str, has_certificate: bool) -> bool {
-        let shows = if self.wants_tokens { head.contains("Bearer ey") } else { has_certificate };
+        let shows = if self.wants_tokens { shows_token(head) } else { has_certificate };
         shows && !self.closed.load(Ordering::Relaxed)
     }
 
@@ -241,6 +261,15 @@ fn serial(session: &ServerConnection) -> Option<String> {
     Some(own.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Whether there is a token, and it is of now.
+fn shows_token(head: &str) -> bool {
+    let claims = head.split_once("Bearer ey").and_then(|(_, token)| token.split('.').nth(1));
+    let claims = claims.and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    claims["iat"].as_i64().is_some_and(|issued| (issued - now).abs() <= 60)
+}
+
 fn upgraded(head: &str) -> String {
     let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
     let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
@@ -252,7 +281,17 @@ fn upgraded(head: &str) -> String {
 
 fn reply(status: &str, body: &str) -> String {
     let length = body.len();
-    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    let now = OffsetDateTime::now_utc();
+    let (day, month) = (now.weekday().to_string(), now.month().to_string());
+    let (hour, minute, second) = now.to_hms();
+    format!(
+        "HTTP/1.1 {status}\r\nDate: {}, {:02} {} {} {hour:02}:{minute:02}:{second:02} GMT\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}",
+        &day[..3],
+        now.day(),
+        &month[..3],
+        now.year(),
+    )
 }
 
 fn read(tls: &mut Tls) -> Option<String> {

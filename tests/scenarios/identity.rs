@@ -43,6 +43,45 @@ fn shown(field: &Field) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
+/// A hub with an authority of its own, that serves; with these sections in its configuration.
+pub(super) fn hub_with_authority(field: &Field, sections: &str) -> Hub {
+    let mut hub = Hub::with(field, "", sections);
+    hub.manage(&["ca", "init"]);
+    let dir = field.path("");
+    let dir = dir.to_str().expect("a path in UTF-8");
+    hub.manage(&["ca", "issue-server", "--host", "localhost", "--dir", dir]);
+    hub.api.tls = Some(trusting(&field.path("hub/ca/ca.pem")));
+    hub.start();
+    hub
+}
+
+/// What an operator would carry to the board.
+pub(super) fn invited(hub: &Hub) -> String {
+    let host = format!("localhost:{}", hub.port);
+    let said = hub.manage(&["enroll-code", "--gateway", GATEWAY, "--host", &host]);
+    said.lines().last().expect("the short form").to_owned()
+}
+
+/// `fieldgate run` on the configuration of [`fieldgate`].
+struct Runner(Process);
+
+impl Runner {
+    fn start(field: &Field) -> Self {
+        let mut command = fieldgate(field, &["run"]);
+        command.env("FIELDGATE_LISTENER__BIND", format!("127.0.0.1:{}", free_port()));
+        Self(Process::start("fieldgate", command, &field.path("gw.log")))
+    }
+
+    /// Hands it a record.
+    fn send(&mut self, field: &Field) {
+        eventually("a record is taken", SOON, || {
+            assert!(self.0.ended().is_none(), "{}", self.0.log());
+            let (code, _) = said(field, &["send", "--device", "plc-01", "{\"n\":1}"]);
+            (code == Some(0)).then_some(())
+        });
+    }
+}
+
 #[test]
 fn a_code_ends_in_an_identity_that_the_hub_takes() {
     let field = Field::new();
@@ -50,7 +89,7 @@ fn a_code_ends_in_an_identity_that_the_hub_takes() {
     let invitation =
         issuer.invitation(&CODE.to_lowercase().replace('-', ""), &issuer.fingerprint());
     let (_, text) = said(&field, &["enroll", &invitation]);
-    for wanted in ["enrolled as gw-7f3a", "ok    DNS", "ok    TLS", "ok    upgrade"] {
+    for wanted in ["enrolled as gw-7f3a", "ok    TLS", "ok    upgrade", "next: fieldgate run"] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
     }
     assert!(!text.contains(CODE), "{text}");
@@ -80,39 +119,84 @@ fn a_code_ends_in_an_identity_that_the_hub_takes() {
 #[test]
 fn a_board_enrols_at_the_hub_delivers_and_is_replaced_when_it_is_dead() {
     let field = Field::new();
-    let mut hub = Hub::with(&field, "", "");
-    hub.manage(&["ca", "init"]);
-    let dir = field.path("");
-    let dir = dir.to_str().expect("a path in UTF-8");
-    hub.manage(&["ca", "issue-server", "--host", "localhost", "--dir", dir]);
-    hub.api.tls = Some(trusting(&field.path("hub/ca/ca.pem")));
-    hub.start();
-    let invited = || {
-        let host = format!("localhost:{}", hub.port);
-        let said = hub.manage(&["enroll-code", "--gateway", GATEWAY, "--host", &host]);
-        said.lines().last().expect("the short form").to_owned()
-    };
-    let (_, text) = said(&field, &["enroll", &invited()]);
+    let hub = hub_with_authority(&field, "");
+    let (_, text) = said(&field, &["enroll", &invited(&hub)]);
     assert!(text.contains("ok    upgrade"), "{text}");
-
-    let mut command = fieldgate(&field, &["run"]);
-    command.env("FIELDGATE_LISTENER__BIND", format!("127.0.0.1:{}", free_port()));
-    let log = field.path("gw.log");
-    let mut process = Process::start("fieldgate", command, &log);
-    eventually("a record is taken", SOON, || {
-        assert!(process.ended().is_none(), "{}", process.log());
-        let (code, _) = said(&field, &["send", "--device", "plc-01", "{\"n\":1}"]);
-        (code == Some(0)).then_some(())
-    });
+    let mut gateway = Runner::start(&field);
+    gateway.send(&field);
     hub.wait_for(GATEWAY, "the board's record", |row| row.n == Some(1));
     let (code, text) = said(&field, &["identity", "renew"]);
     assert_eq!(code, Some(0), "{text}");
 
     let board = Field::new();
-    let (_, text) = said(&board, &["enroll", &invited()]);
+    let (_, text) = said(&board, &["enroll", &invited(&hub)]);
     assert!(text.contains("ok    upgrade"), "{text}");
     let (code, text) = said(&field, &["doctor"]);
     assert!(code == Some(1) && text.contains("fail  "), "what was before is revoked: {text}");
+}
+
+/// A board has the package's configuration, in which the tables of an enrolment stand already, with
+/// every key commented out. The enrolment left that as it was and told which keys to paste; pasted,
+/// the tables came twice, and the gateway did not start.
+#[test]
+fn a_packaged_board_delivers_after_one_command_and_no_edit() {
+    let field = Field::new();
+    let hub = hub_with_authority(&field, "");
+    let packaged = include_str!("../../configs/fieldgate.toml");
+    field.write("gw.toml", packaged);
+    let (_, text) = said(&field, &["enroll", &invited(&hub)]);
+    assert!(text.contains("ok    upgrade"), "{text}");
+    let mut gateway = Runner::start(&field);
+    gateway.send(&field);
+    hub.wait_for(GATEWAY, "the board's record", |row| row.n == Some(1));
+    let written = std::fs::read_to_string(field.path("gw.toml"));
+    assert_eq!(written.expect("it was written above"), packaged);
+    let (code, text) = said(&field, &["check"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("/identity/uplink.toml): gateway.id, uplink.ca_file, "), "{text}");
+    let (code, text) = said(&field, &["identity", "renew"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(field.path("state/identity/uplink.toml").exists(), "a renewal takes it along");
+}
+
+/// The answer got lost on the way: the code was spent, the key thrown away, and the board had
+/// neither.
+#[test]
+fn an_enrolment_whose_answer_is_lost_goes_on_when_the_command_is_run_again() {
+    let field = Field::new();
+    let issuer = Issuer::start(false);
+    issuer.lose_answer();
+    let invitation = issuer.invitation(CODE, &issuer.fingerprint());
+    let (code, text) = said(&field, &["enroll", &invitation]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("run the same command again"), "{text}");
+    assert!(!field.path("state/identity").exists() && !field.path("gw.toml").exists());
+    let key = || std::fs::read_to_string(field.path("state/identity.new/gateway.key"));
+    let kept = key().expect("the key is kept");
+    // What can't even be asked keeps it as well.
+    let elsewhere = issuer.invitation(CODE, &Issuer::start(false).fingerprint());
+    assert_eq!(said(&field, &["enroll", &elsewhere]).0, Some(1));
+    assert_eq!(key().ok().as_ref(), Some(&kept));
+    let (_, text) = said(&field, &["enroll", &invitation]);
+    assert!(text.contains("ok    upgrade"), "{text}");
+    let key = std::fs::read_to_string(field.path("state/identity/gateway.key"));
+    assert_eq!(key.expect("it is in force"), kept);
+    assert!(!field.path("state/identity.new").exists());
+}
+
+#[test]
+fn a_faulty_configuration_is_told_of_before_the_code_is_spent() {
+    let field = Field::new();
+    let issuer = Issuer::start(false);
+    field.write("gw.toml", "[listener]\n[uplink]\nproxi = 'none'\n");
+    let invitation = issuer.invitation(CODE, &issuer.fingerprint());
+    let (code, text) = said(&field, &["enroll", &invitation]);
+    assert!(code == Some(78) && text.contains("gw.toml:3: uplink.proxi"), "{text}");
+    assert_eq!(issuer.heard(), [""; 0]);
+    // A hub of one's own goes before what was enrolled, and that is said.
+    field.write("gw.toml", "[listener]\n[uplink]\nurl = 'wss://localhost:1'\n");
+    let (_, text) = said(&field, &["enroll", &invitation]);
+    assert!(text.contains("it goes before that of the enrolment"), "{text}");
 }
 
 #[test]
@@ -147,8 +231,12 @@ fn where_the_hub_takes_tokens_the_board_signs_them() {
     field.write("gw.toml", "[listener]\n");
     let (_, text) = said(&field, &["enroll", &issuer.invitation(CODE, &issuer.fingerprint())]);
     assert!(text.contains("ok    upgrade"), "{text}");
-    assert!(text.contains("is there and is left as it is"), "{text}");
-    assert!(text.contains(&format!("[uplink.jwt]\naudience = \"{AUDIENCE}\"")), "{text}");
+    let enrolment = std::fs::read_to_string(field.path("state/identity/uplink.toml"));
+    let enrolment = enrolment.expect("it was just written");
+    let signs = format!("[uplink.jwt]\naudience = \"{AUDIENCE}\"");
+    assert!(enrolment.contains(&signs) && !enrolment.contains("client_cert"), "{enrolment}");
+    let (code, text) = said(&field, &["check"]);
+    assert!(code == Some(0) && text.contains("There it shows a token that it signs"), "{text}");
     assert_eq!(
         std::fs::read_to_string(field.path("gw.toml")).ok().as_deref(),
         Some("[listener]\n")
@@ -184,6 +272,40 @@ fn a_renewed_certificate_is_in_force_only_after_a_connection_with_it() {
     let (code, text) = said(&field, &["doctor"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("fail  upgrade") && text.contains("refuses the credential"), "{text}");
+}
+
+/// The trial of a new key was made with a token of the old one, and proved nothing; and whichever
+/// kind the old key was, the new one was P-256.
+#[test]
+fn a_new_key_of_a_board_that_signs_tokens_is_tried_and_is_of_the_same_kind() {
+    let field = Field::new();
+    let hub = hub_with_authority(&field, "");
+    let (code, text) = said(&field, &["identity", "new", "--key-type", "ed25519"]);
+    assert_eq!(code, Some(0), "{text}");
+    let public = || {
+        let pem = std::fs::read_to_string(field.path("state/identity/gateway.pub"));
+        pem.expect("a public key stands beside its key")
+    };
+    let first = public();
+    let file = field.path("state/identity/gateway.pub").display().to_string();
+    hub.manage(&["gateway", "add", GATEWAY, "--public-key", &file]);
+    field.write(
+        "gw.toml",
+        format!(
+            "[gateway]\nid = \"{GATEWAY}\"\n[listener]\n[uplink]\nca_file = \"hub/ca/ca.pem\"\n\
+             url = \"wss://localhost:{}/v1/gateway\"\n[uplink.jwt]\naudience = \"hub-1\"",
+            hub.port
+        ),
+    );
+    let (code, text) = said(&field, &["identity", "renew", "--new-key"]);
+    assert_eq!(code, Some(0), "{text}");
+    let second = public();
+    assert!(second != first && second.len() == first.len(), "{first}{second}");
+    let (_, text) = said(&field, &["doctor"]);
+    assert!(text.contains("ok    upgrade"), "{text}");
+    // Tokens of the first key are good until the next renewal, and of no use after it.
+    let (code, text) = said(&field, &["identity", "renew"]);
+    assert_eq!(code, Some(0), "{text}");
 }
 
 #[test]

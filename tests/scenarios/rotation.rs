@@ -1,7 +1,10 @@
-//! A certificate that lives for a minute, replaced while records flow: nothing is lost, nothing
-//! comes twice, and nobody is restarted.
+//! A certificate or a token that lives for a minute, replaced while the link lives: nothing is
+//! lost, nothing comes twice, and nobody is restarted.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
@@ -12,9 +15,10 @@ use crate::field::{
     certificate::private,
     device::Publisher,
     eventually,
-    gateway::{Gateway, Setup},
+    gateway::{Gateway, Setup, binary},
     hub::Hub,
     ledger::Ledger,
+    process::run,
 };
 
 const GATEWAY: &str = "gw-1";
@@ -76,6 +80,41 @@ fn a_gateway_that_was_refused_for_good_is_back_when_its_credential_is_mended_and
 
 fn session(status: &Value) -> Option<String> {
     status["uplink"]["session"].as_str().map(str::to_owned)
+}
+
+/// A gateway with a key that `hub` knows, which signs its tokens with these keys in `[uplink.jwt]`.
+pub(super) fn signing(field: &Field, hub: &Hub, keys: &str) -> Setup {
+    let dir = field.path("key");
+    let mut command = binary();
+    command.args(["identity", "new", "--out"]).arg(&dir).arg("--config").arg(field.path("none"));
+    let (code, _, fault) = run(command, SOON);
+    assert_eq!(code, Some(0), "{fault}");
+    let public = dir.join("gateway.pub").display().to_string();
+    hub.manage(&["gateway", "add", GATEWAY, "--public-key", &public]);
+    Setup::towards(format!(
+        "url = \"wss://localhost:{}/v1/gateway\"\nca_file = \"ca.pem\"\n\
+         jwt = {{ key_file = \"key/gateway.key\", audience = \"hub-1\", {keys} }}",
+        hub.port
+    ))
+}
+
+/// Time itself is the subject: a hub ends a session a minute after its token has, which lives for a
+/// minute at least.
+#[test]
+fn a_token_that_lives_for_a_minute_is_renewed_on_the_live_link() {
+    let field = Field::new();
+    let hub = Hub::started(&field);
+    let gateway = Gateway::started(&field, &signing(&field, &hub, "lifetime = \"60s\""));
+    let first = session(&gateway.wait_connected()).expect("a session has a name");
+    let begun = Instant::now();
+    eventually("the first token is over, leeway included", 3 * MINUTE, || {
+        let log = gateway.log();
+        assert!(!log.contains("4001") && !log.contains("WARN"), "{log}");
+        (begun.elapsed() > 2 * MINUTE + Duration::from_secs(3)).then_some(())
+    });
+    let status = gateway.status().expect("it runs");
+    assert_eq!(session(&status), Some(first), "{status}");
+    assert_eq!(status["uplink"]["attempts"], 1, "{status}");
 }
 
 #[test]

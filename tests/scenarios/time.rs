@@ -2,15 +2,21 @@
 
 use std::path::Path;
 
+use super::{
+    identity::{hub_with_authority, invited},
+    rotation::signing,
+};
 use crate::field::{
     Field, SOON,
     certificate::{Certified, TlsServer, issue, trusting},
     clock::{WrongClock, YEAR_S, is_kept, this_year, unix_s},
     device::{Account, Publisher},
-    eventually,
-    gateway::{Gateway, Setup},
+    eventually, free_port,
+    gateway::{Gateway, Setup, binary},
     hub::{CERT, Hub, KEY, Row},
+    issuer::{CODE, Issuer},
     namespace::{instead, is_inside},
+    process::run,
 };
 
 const GATEWAY: &str = "gw-1";
@@ -91,6 +97,85 @@ fn a_board_that_wakes_in_1970_or_2040_connects_and_its_records_have_the_right_ti
         assert_right_times(&rows_of(&hub, "after", 20), &after);
         let log = gateway.log();
         assert_eq!(log.matches("the system clock is wrong").count(), 1, "{log}");
+    }
+}
+
+/// The commands of the identity asked the system clock alone. In 2040 each new certificate was
+/// "expired", the first one when its code had been spent already; in 1970 none was ever due, so
+/// that the one in force ran out in the field.
+#[test]
+fn a_board_with_a_wrong_clock_is_enrolled_and_renewed_in_time() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let hub = hub_with_authority(&field, "[ca]\ndays = 20");
+        let clock = WrongClock::ahead(&field, off_s);
+        let listener = format!("[listener]\nbind = \"127.0.0.1:{}\"\n", free_port());
+        let config =
+            field.write("gw.toml", "[gateway]\nstate_dir = \"state\"\n".to_owned() + &listener);
+        let said = |words: &[&str]| {
+            let mut command = binary();
+            command.args(words).arg("--config").arg(&config).envs(clock.environment());
+            let (code, stdout, stderr) = run(command, SOON);
+            (code, stdout + &stderr)
+        };
+        let (_, text) = said(&["enroll", &invited(&hub)]);
+        assert!(text.contains("ok    upgrade") && !text.contains("expired"), "{off_s}: {text}");
+
+        let mut gateway = Gateway::of(config.clone(), 0, field.path("gw.log"));
+        gateway.environment = clock.environment();
+        gateway.start();
+        let status = gateway.wait_connected();
+        if is_kept(&status) {
+            return;
+        }
+        assert_eq!(status["clock"]["by"], "hub", "{status}");
+        gateway.terminate();
+        let needs = |within| said(&["identity", "needs-renewal", "--within", within]).0;
+        assert_eq!((needs("30d"), needs("5d")), (Some(0), Some(1)), "{off_s}");
+        let (code, text) = said(&["identity", "renew"]);
+        assert_eq!(code, Some(0), "{off_s}: {text}");
+        let (_, text) = said(&["identity", "show"]);
+        let is_fresh =
+            ["19", "20"].iter().any(|days| text.contains(&format!("days_left       {days}")));
+        assert!(is_fresh, "{off_s}: {text}");
+    }
+}
+
+/// A token of a wrong time was refused, and the certificate taken for what the hub wants.
+#[test]
+fn a_board_with_a_wrong_clock_finds_out_that_the_hub_takes_tokens() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let issuer = Issuer::start(true);
+        let clock = WrongClock::ahead(&field, off_s);
+        let mut command = binary();
+        command.arg("enroll").arg(issuer.invitation(CODE, &issuer.fingerprint()));
+        command.arg("--config").arg(field.path("gw.toml")).envs(clock.environment());
+        command.env("STATE_DIRECTORY", field.path("state"));
+        let (_, stdout, stderr) = run(command, SOON);
+        let enrolment = std::fs::read_to_string(field.path("state/identity/uplink.toml"));
+        let enrolment = enrolment.unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+        assert!(enrolment.contains("[uplink.jwt]"), "{off_s}: {enrolment}");
+    }
+}
+
+/// Its first token is of a wrong time. The refusal says what the time is; that was learnt, and then
+/// waited with for as long as after any refused credential.
+#[test]
+fn a_board_that_signs_its_tokens_connects_at_once_whatever_its_clock_says() {
+    for off_s in [10 - unix_s(), (2040 - i64::from(this_year())) * YEAR_S] {
+        let field = Field::new();
+        let mut hub = hub(&field);
+        hub.start();
+        let clock = WrongClock::ahead(&field, off_s);
+        let setup = Setup { backoff: ("200ms", "10m"), ..signing(&field, &hub, "") };
+        let mut gateway = gateway(&field, &setup, &clock);
+        gateway.start();
+        let status = gateway.wait_connected();
+        if is_kept(&status) {
+            return;
+        }
+        assert_eq!(status["uplink"]["attempts"], 2, "{off_s}: {status}");
     }
 }
 

@@ -9,6 +9,9 @@ use crate::{
     identity::{Clock, Word},
 };
 
+/// How far the time in a token may be off (PROTOCOL.md, section 11).
+const TOKEN_LEEWAY_MS: u64 = 60_000;
+
 /// The time, from the board's clocks.
 pub(in crate::cli) fn now(clock: &Clock) -> Now {
     let (wall, boot) = clock.now();
@@ -27,13 +30,19 @@ impl Driver {
     }
 
     /// The `Date` of an answer to the upgrade, which anybody on the way could have written where
-    /// there is no TLS.
-    pub(super) fn handle_date(&mut self, date_ms: Option<u64>, valid_until_ms: Option<u64>) {
+    /// there is no TLS. Says whether by it a token of ours had a wrong time.
+    pub(super) fn handle_date(
+        &mut self,
+        date_ms: Option<u64>,
+        valid_until_ms: Option<u64>,
+    ) -> bool {
+        let before_ms = self.clock.unix_ms();
         self.state.valid_until_ms = valid_until_ms;
         // Not written down at once: the `welcome` that may follow is more precise.
         if let (Some(unix_ms), Some(_)) = (date_ms, valid_until_ms) {
             self.clock.handle_word(unix_ms, Word::Date, valid_until_ms);
         }
+        self.clock.unix_ms().abs_diff(before_ms) > TOKEN_LEEWAY_MS
     }
 
     /// Has the disk thread write down what the hub confirmed, when that is due.

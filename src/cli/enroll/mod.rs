@@ -3,12 +3,17 @@
 //! The key is made here. The code goes out only over a connection whose server is verified: by the
 //! system's store, by a CA that is at hand, or by the CA's fingerprint, which the operator carried
 //! from the hub together with the code. Nothing is in place before all of it is: an enrolment that
-//! is interrupted leaves the board as it was.
+//! is interrupted leaves the board as it was, but for the key that the hub may have certified; the
+//! same command, run again, goes on with that.
 
 mod invitation;
 mod written;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::ArgMatches;
 use serde_json::Value;
@@ -17,7 +22,7 @@ use zeroize::Zeroizing;
 use self::{invitation::Invitation, written::Plan};
 use super::{
     ConfigFile, EXIT_USAGE, dialer, doctor,
-    identity::{Failure, state_dir},
+    identity::Failure,
     options::{Opt, text, with},
     with_runtime,
 };
@@ -25,7 +30,7 @@ use crate::{
     config::{Config, HubUrl, Uplink},
     identity::{
         self, Certificate, Clock, Contents, DeviceKey, KeyType, Pair, Staged, Store, TokenSource,
-        certificate_request, certificates,
+        Word, certificate_request, certificates,
         enrolment::{CaFingerprint, first_contact_tls},
     },
     link,
@@ -127,7 +132,11 @@ pub(super) fn enroll(arguments: &Arguments) -> ExitCode {
         }
     };
     match run(arguments, &invitation) {
-        Ok(config) => doctor::examine_new(&config),
+        Ok(config) => {
+            let code = doctor::examine_new(&config);
+            println!("next: {}", written::next_step(&config));
+            code
+        }
         Err(failure) => {
             eprintln!("not enrolled: {failure}");
             failure.exit_code()
@@ -136,9 +145,10 @@ pub(super) fn enroll(arguments: &Arguments) -> ExitCode {
 }
 
 fn run(arguments: &Arguments, invitation: &Invitation) -> Result<Config, Failure> {
-    let config_file = &arguments.config;
-    let state_dir = state_dir(config_file)?;
-    let store = Store::of_state_dir(&state_dir);
+    // What is wrong with the configuration is told before a code is spent.
+    let first = Config::towards(&arguments.config, &invitation.hub)?;
+    let state_dir = &first.gateway.state_dir;
+    let store = Store::of_state_dir(state_dir);
     if store.cert_file().exists() && !arguments.replace {
         let own = Certificate::from_file(&store.cert_file())?;
         return Err(Failure::Other(format!(
@@ -147,69 +157,109 @@ fn run(arguments: &Arguments, invitation: &Invitation) -> Result<Config, Failure
             own.subject
         )));
     }
-    // A key that was made and never certified is the one that was meant.
-    let key_pem = match store.key_file().exists() && !store.cert_file().exists() {
-        true => store.key_pem()?,
-        false => KeyType::P256.generate().map_err(|error| Failure::Other(error.into()))?,
-    };
-    let first = written::first_contact(config_file, &invitation.hub)?;
     let clock = Clock::open(&state_dir.join("spool"));
-    let enrolled = with_runtime(contact(invitation, &first, &store, &key_pem, &clock))?;
-    let plan = install(&store, &key_pem, enrolled, &state_dir, config_file, &clock)?;
-    let text = plan.to_toml();
-    let config = plan.check(config_file)?;
-    written::write(config_file, &text, &state_dir)?;
+    let uplink = first.uplink.as_ref().expect("it has a hub");
+    let begun = store.begun_key_pem();
+    let is_again = begun.is_some();
+    let key_pem = match begun {
+        Some(pem) => pem,
+        // A key that was made and never certified is the one that was meant.
+        None if store.key_file().exists() && !store.cert_file().exists() => store.key_pem()?,
+        None => KeyType::P256.generate().map_err(|error| Failure::Other(error.into()))?,
+    };
+    let ca = with_runtime(trusted(invitation, uplink))?;
+    let contents = Contents { key: &key_pem, certificate: None, ca: ca.as_deref(), uplink: None };
+    let mut staged = store.stage(contents, true)?;
+    if is_again {
+        staged.keep();
+    }
+    let ca_file = ca.is_some().then(|| staged.files().ca_file());
+    let enrolled = with_runtime(ask(invitation, uplink, ca_file, &key_pem, &mut staged, &clock))?;
+    install(&store, staged, &enrolled, ca.as_deref(), &arguments.config, &clock).map_err(again)?;
+    println!(
+        "enrolled as {}; the identity is in {}",
+        enrolled.gateway,
+        store.directory().display()
+    );
+    written::write(&arguments.config, &written::least(state_dir))?;
+    let config = Config::load(&arguments.config)?;
+    if config.enrolled.is_none() {
+        config.notes.iter().for_each(|note| println!("note: {note}"));
+    }
     Ok(config)
 }
 
-/// The first contact: the CA, where it is known by its fingerprint alone, then the code and the
-/// request over a verified connection.
-async fn contact(
-    invitation: &Invitation,
-    uplink: &Uplink,
-    store: &Store,
-    key_pem: &str,
-    clock: &Arc<Clock>,
-) -> Result<(Enrolled, Option<String>), Failure> {
-    let said = Failure::Other;
-    let ca = match &invitation.trust {
-        Trust::System => None,
+/// Whom the first contact is to believe; `None`: the system's store. A CA that is known by its
+/// fingerprint alone is asked for.
+async fn trusted(invitation: &Invitation, uplink: &Uplink) -> Result<Option<String>, Failure> {
+    match &invitation.trust {
+        Trust::System => Ok(None),
         Trust::File(file) => {
             let text = std::fs::read_to_string(file)
-                .map_err(|error| said(format!("{}: {error}", file.display())))?;
+                .map_err(|error| Failure::Other(format!("{}: {error}", file.display())))?;
             certificates(&file.display().to_string(), &text)?;
-            Some(text)
+            Ok(Some(text))
         }
-        Trust::Fingerprint(fingerprint) => Some(pinned(uplink, *fingerprint).await?),
-    };
+        Trust::Fingerprint(fingerprint) => pinned(uplink, *fingerprint).await.map(Some),
+    }
+}
+
+/// The code and the request, over a verified connection. Once they may have been sent, the staged
+/// key is kept, for the hub answers the same code for the same key again.
+async fn ask(
+    invitation: &Invitation,
+    uplink: &Uplink,
+    ca_file: Option<PathBuf>,
+    key_pem: &str,
+    staged: &mut Staged,
+    clock: &Arc<Clock>,
+) -> Result<Enrolled, Failure> {
+    let said = Failure::Other;
     let key = DeviceKey::from_pem(key_pem).ok_or_else(|| said("the key can't be used".into()))?;
     // The subject is the hub's to say: the code stands for it.
     let request = certificate_request(&key, "enrol").map_err(said)?;
-    let contents = Contents { key: key_pem, certificate: None, ca: ca.as_deref() };
-    let staged = store.stage(contents, true)?;
-    let ca_file = staged.files().ca_file();
-    let tls = identity::client_tls(ca.is_some().then_some(&*ca_file), None, clock)?;
+    let tls = identity::client_tls(ca_file.as_deref(), None, clock)?;
     let mut target = dialer::target(uplink, 0, None, Some(tls)).map_err(said)?;
-    target.ca_file = ca.is_some().then_some(ca_file);
+    target.ca_file = ca_file;
     target.url.path = "/v1/enroll".into();
     let request = Value::from(request);
     let code = invitation.code.reveal();
     let body = Zeroizing::new(format!("{{\"code\":\"{code}\",\"csr\":{request}}}"));
-    let reply = link::exchange(&target, Some(&body)).await;
-    let reply = reply.map_err(|down| said(down.to_string()))?;
-    let enrolled = match reply.status {
-        200 => Enrolled::read(&reply.body)
-            .ok_or_else(|| said(format!("{ANSWER} is none; is the hub of another version?")))?,
-        _ => return Err(said(refusal(&reply))),
+    let reply = match link::exchange(&target, Some(&body)).await {
+        Ok(reply) => reply,
+        Err(down @ link::Down::Dial { step: "HTTP", .. }) => {
+            staged.keep();
+            return Err(again(said(down.to_string())));
+        }
+        Err(down) => return Err(said(down.to_string())),
     };
+    match reply.status {
+        200 => staged.keep(),
+        // Whoever stands between may say so when the hub has done it.
+        500.. => {
+            staged.keep();
+            return Err(again(said(refusal(&reply))));
+        }
+        _ => return Err(said(refusal(&reply))),
+    }
+    let enrolled = Enrolled::read(&reply.body)
+        .ok_or_else(|| said(format!("{ANSWER} is none; is the hub of another version?")))?;
     // The answer came from a verified hub; still it must be about this key.
-    let pair = Pair::answered(ANSWER, &enrolled.certificate, &key, Zeroizing::default())?;
+    let pair = Pair::answered(ANSWER, &enrolled.certificate, &key, Zeroizing::default(), clock)
+        .map_err(|error| again(error.into()))?;
     certificates(ANSWER, &enrolled.ca)?;
     if pair.certificate.common_name.as_ref() != Some(&enrolled.gateway) {
         let text = format!("{ANSWER} names {} and certifies another", enrolled.gateway);
         return Err(said(text + "; see the hub's log"));
     }
-    Ok((enrolled, ca))
+    Ok(enrolled)
+}
+
+/// The code may be spent; the key that it was spent on is at hand.
+fn again(failure: Failure) -> Failure {
+    Failure::Other(format!(
+        "{failure}; the key is kept: run the same command again, as long as the code is good"
+    ))
 }
 
 fn refusal(reply: &link::Reply) -> String {
@@ -253,64 +303,60 @@ async fn pinned(uplink: &Uplink, fingerprint: CaFingerprint) -> Result<String, F
 /// the right ones.
 fn install(
     store: &Store,
-    key_pem: &str,
-    (enrolled, first_ca): (Enrolled, Option<String>),
-    state_dir: &std::path::Path,
-    config_file: &std::path::Path,
+    staged: Staged,
+    enrolled: &Enrolled,
+    first_ca: Option<&str>,
+    config_file: &Path,
     clock: &Arc<Clock>,
-) -> Result<Plan, Failure> {
+) -> Result<(), Failure> {
     let url = HubUrl::parse(&enrolled.uplink)
         .map_err(|fault| Failure::Other(format!("{ANSWER}: uplink: {fault}")))?;
+    let towards = Config::towards(config_file, &url)?;
+    let uplink = towards.uplink.as_ref().expect("it has a hub");
+    staged.put_certificate(&enrolled.certificate)?;
+    let mut plan = Plan::new(enrolled);
     // A hub behind somebody else's TLS shows a certificate that its own CA did not issue.
-    let candidates = [Some(enrolled.ca.as_str()), first_ca.as_deref()];
-    let (mut staged, mut plan) = (None::<Staged>, None);
-    for ca in candidates {
-        drop(staged.take());
-        let contents = Contents { key: key_pem, certificate: Some(&enrolled.certificate), ca };
-        let ready = store.stage(contents, true)?;
-        let mut planned = Plan::new(store, state_dir, &enrolled, ca.is_some());
-        let works = with_runtime(try_out(config_file, &url, &mut planned, ready.files(), clock))?;
-        staged = Some(ready);
-        plan = Some(planned);
-        if works {
+    for ca in [Some(enrolled.ca.as_str()), first_ca] {
+        staged.put_ca(ca)?;
+        plan.has_ca = ca.is_some();
+        if with_runtime(try_out(uplink, &url, &mut plan, staged.files(), clock))? {
             break;
         }
     }
-    let (staged, plan) = staged.zip(plan).expect("there are two candidates");
-    staged.promote()?;
-    println!(
-        "enrolled as {}; the identity is in {}",
-        enrolled.gateway,
-        store.directory().display()
-    );
-    Ok(plan)
+    let text = plan.to_toml(store);
+    Config::enrolled(config_file, &written::least(&towards.gateway.state_dir), &text)?;
+    staged.put_uplink(&text)?;
+    Ok(staged.promote()?)
 }
 
 /// Whether the hub's certificate stands under the staged CA. Where the hub takes no client
 /// certificate but a token of the key, the plan says so from then on.
 async fn try_out(
-    config_file: &std::path::Path,
+    uplink: &Uplink,
     url: &HubUrl,
     plan: &mut Plan,
     staged: &Store,
     clock: &Arc<Clock>,
 ) -> Result<bool, Failure> {
-    let uplink = written::first_contact(config_file, url)?;
-    let ca_file = Some(staged.ca_file()).filter(|_| plan.has_ca());
+    let ca_file = Some(staged.ca_file()).filter(|_| plan.has_ca);
     let (cert, key) = (staged.cert_file(), staged.key_file());
     let tls = identity::client_tls(ca_file.as_deref(), Some((&cert, &key)), clock)?;
-    let mut target = dialer::target(&uplink, 0, None, Some(tls)).map_err(Failure::Other)?;
+    let mut target = dialer::target(uplink, 0, None, Some(tls)).map_err(Failure::Other)?;
     target.url.path.clone_from(&url.path);
     match link::examine(&target, &mut |_| ()).await {
         Ok(_) => Ok(true),
-        Err(link::Down::Refused { status: 401 | 403, .. }) if plan.may_sign() => {
+        Err(link::Down::Refused { status: 401 | 403, date_ms, valid_until_ms, .. })
+            if plan.may_sign() =>
+        {
+            // A token of a wrong time would be refused, and the certificate taken for the better.
+            if let (Some(unix_ms), Some(_)) = (date_ms, valid_until_ms) {
+                clock.handle_word(unix_ms, Word::Date, valid_until_ms);
+            }
             let tls = identity::client_tls(ca_file.as_deref(), None, clock)?;
             let tokens = TokenSource::Jwt(plan.jwt(key));
-            let token = tokens.token(clock.now().0.unix_ms)?.0;
+            let token = tokens.token(clock.unix_ms())?.0;
             let target = link::Target { bearer: Some(token), tls: Some(tls), ..target };
-            if link::examine(&target, &mut |_| ()).await.is_ok() {
-                plan.sign();
-            }
+            plan.signs = link::examine(&target, &mut |_| ()).await.is_ok();
             Ok(true)
         }
         Err(link::Down::Dial { step: "TLS", .. }) => Ok(false),

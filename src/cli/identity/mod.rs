@@ -13,19 +13,20 @@ use std::{
 use clap::{ArgMatches, Args as _, FromArgMatches as _};
 
 use super::{
-    ConfigFile, EXIT_USAGE,
+    ConfigFile, EXIT_USAGE, expiry,
     options::{Opt, text, with},
 };
 use crate::{
     config::{Config, ConfigError, SpoolPlace, duration},
     identity::{
-        self, Certificate, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
+        self, Certificate, Clock, Contents, IdentityError, KeyType, Pair, Store, calendar::Moment,
         certificate_request, certificates, fingerprint,
     },
+    protocol::is_gateway_id,
 };
 
-/// A certificate that has fewer days left is told of.
-const FEW_DAYS: i64 = 30;
+/// A certificate that ends within this is renewed, unless it lives for less than three times that.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
 
 /// The commands, what they do, and their options.
 const COMMANDS: [(&str, &str, &[Opt]); 6] = [
@@ -78,7 +79,14 @@ const COMMANDS: [(&str, &str, &[Opt]); 6] = [
     (
         "needs-renewal",
         "Whether the certificate ends soon: exit code 0 if so, 1 if not, 2 if that can't be told",
-        &[Opt("within", "DURATION", "How soon, such as 12h [default: 30d]"), DIR],
+        &[
+            Opt(
+                "within",
+                "DURATION",
+                "How soon, such as 12h [default: 30d, or a third of its life if that is less]",
+            ),
+            DIR,
+        ],
     ),
     (
         "renew",
@@ -182,10 +190,14 @@ impl Command {
         if self.name == "renew" {
             return renew::renew(&config, option("url").as_deref(), flag("new-key"));
         }
+        let state_dir = state_dir(&config)?;
+        // A board may have no clock: what a hub said is kept beside the spool.
+        let clock = Clock::open(&state_dir.join("spool"));
+        let now = expiry::moment(&clock);
         let directory = option(if self.name == "new" { "out" } else { "dir" });
         let store = match &directory {
             Some(directory) => Store::at(Path::new(directory)),
-            None => Store::of_state_dir(&state_dir(&config)?),
+            None => Store::of_state_dir(&state_dir),
         };
         match self.name.as_str() {
             "new" => new(&store, option("key-type").as_deref(), flag("replace")),
@@ -195,13 +207,13 @@ impl Command {
                     Failure::Usage("--cert is missing; name the certificate's file".into())
                 })?;
                 let (key, ca) = (option("key"), option("ca"));
-                import(&store, Path::new(&cert), key, ca, flag("replace"), &config)
+                import(&store, Path::new(&cert), key, ca, flag("replace"), &config, &clock)
             }
-            "show" => show::show(&store, flag("json")),
+            "show" => show::show(&store, now, flag("json")),
             _ => {
                 let configured = directory.is_none().then(|| configured_certificate(&config));
                 let cert = configured.flatten().unwrap_or_else(|| store.cert_file());
-                needs_renewal(&cert, option("within").as_deref())
+                needs_renewal(&cert, option("within").as_deref(), now)
             }
         }
     }
@@ -209,7 +221,7 @@ impl Command {
 
 /// The state directory that the configuration names; the default where there is none yet: the
 /// identity comes first.
-pub(super) fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
+fn state_dir(file: &Path) -> Result<PathBuf, ConfigError> {
     let is_there = file.exists();
     Ok(SpoolPlace::load(is_there.then_some(file))?.state_dir)
 }
@@ -224,8 +236,8 @@ fn new(store: &Store, kind: Option<&str>, replace: bool) -> Result<ExitCode, Fai
         }
     };
     let key = kind.generate().map_err(|error| Failure::Other(error.into()))?;
-    let ca = std::fs::read_to_string(store.ca_file()).ok();
-    let contents = Contents { key: &key, certificate: None, ca: ca.as_deref() };
+    let ca = store.ca()?;
+    let contents = Contents { key: &key, certificate: None, ca: ca.as_deref(), uplink: None };
     store.stage(contents, replace)?.promote()?;
     println!("{}", fingerprint(store.key()?.public_key()));
     println!("public key: {}", store.public_key_file().display());
@@ -244,8 +256,9 @@ fn csr(
         Some(subject) => subject,
         None => identity::gateway_id(None)?,
     };
-    if !crate::record::is_device_name(&subject) {
-        let text = format!("--subject {subject:?} can't name a gateway; write letters and digits");
+    if !is_gateway_id(&subject) {
+        let text =
+            format!("--subject {subject:?} can't name a gateway; write 1 to 64 letters and digits");
         return Err(Failure::Other(text));
     }
     let request = certificate_request(&key, &subject)
@@ -265,30 +278,43 @@ fn import(
     ca: Option<String>,
     replace: bool,
     config: &Path,
+    clock: &Clock,
 ) -> Result<ExitCode, Failure> {
     let held = store.key_file();
-    let pair = Pair::from_files(cert, key.as_deref().map_or(&*held, Path::new))?;
-    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
-    check_name(cert, &pair.certificate, id.as_deref())?;
+    let ca_file = ca.clone().unwrap_or_else(|| store.ca_file().display().to_string());
     let ca = match ca {
-        Some(file) => {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|error| Failure::Other(format!("{file}: {error}")))?;
-            certificates(&file, &text)?;
-            Some(text)
-        }
-        None => std::fs::read_to_string(store.ca_file()).ok(),
+        Some(file) => Some(
+            std::fs::read_to_string(&file)
+                .map_err(|error| Failure::Other(format!("{file}: {error}")))?,
+        ),
+        None => store.ca()?,
     };
-    let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
+    let cas = ca.as_deref().map(|text| certificates(&ca_file, text)).transpose()?;
+    let key_file = key.as_deref().map_or(&*held, Path::new);
+    let pair = Pair::from_files(cert, key_file, &cas.unwrap_or_default(), clock)?;
+    let id = Config::load(config).ok().and_then(|config| config.gateway.id);
+    check_name(cert, &pair.certificate, id.as_deref(), clock)?;
+    let uplink = store.uplink()?;
+    let contents = Contents {
+        key: &pair.key,
+        certificate: Some(&pair.chain),
+        ca: ca.as_deref(),
+        uplink: uplink.as_deref(),
+    };
     // A certificate for the key that is there replaces no key.
     store.stage(contents, replace || key.is_none())?.promote()?;
-    show::show(store, false)
+    show::show(store, expiry::moment(clock), false)
 }
 
-fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Failure> {
+fn check_name(
+    file: &Path,
+    own: &Certificate,
+    id: Option<&str>,
+    clock: &Clock,
+) -> Result<(), Failure> {
     let fits = match id {
         Some(id) => own.common_name.as_deref() == Some(id) || own.alt_names.iter().any(|n| n == id),
-        None => own.common_name.as_deref().is_some_and(crate::record::is_device_name),
+        None => own.common_name.as_deref().is_some_and(is_gateway_id),
     };
     if !fits {
         let text = match id {
@@ -303,10 +329,10 @@ fn check_name(file: &Path, own: &Certificate, id: Option<&str>) -> Result<(), Fa
         };
         return Err(Failure::Other(format!("{}: {text}", file.display())));
     }
-    let now = Moment::now();
+    let now = clock.moment_for(own.not_before);
     if let Some(remark) = own.remark(now) {
         eprintln!("{}: it is {remark}", file.display());
-    } else if own.days_left(now) <= FEW_DAYS {
+    } else if expiry::threshold(own, now).is_some() {
         eprintln!("{}: it ends in {} days; renew it soon", file.display(), own.days_left(now));
     }
     Ok(())
@@ -317,19 +343,48 @@ fn configured_certificate(config: &Path) -> Option<PathBuf> {
     uplink.client_cert.map(|(cert, _)| cert)
 }
 
-fn needs_renewal(cert: &Path, within: Option<&str>) -> Result<ExitCode, Failure> {
-    let within = days(within.unwrap_or("30d"))
-        .map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
+fn needs_renewal(cert: &Path, within: Option<&str>, now: Moment) -> Result<ExitCode, Failure> {
+    let within = within.map(days).transpose();
+    let within = within.map_err(|fault| Failure::Usage(format!("--within: {fault}")))?;
     let certificate = Certificate::from_file(cert)?;
-    let now = Moment::now();
+    let within = within.unwrap_or_else(|| soon(&certificate));
     let left = certificate.not_after.unix_seconds.saturating_sub(now.unix_seconds);
     let is_soon = left <= i64::try_from(within.as_secs()).unwrap_or(i64::MAX);
     println!("{} days left", certificate.days_left(now));
     Ok(if is_soon { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// How long before its end a certificate is renewed: one that lives for a day is not to be renewed
+/// at each look.
+fn soon(certificate: &Certificate) -> Duration {
+    let Certificate { not_before, not_after, .. } = certificate;
+    let life_s = not_after.unix_seconds.saturating_sub(not_before.unix_seconds);
+    Duration::from_secs(u64::try_from(life_s / 3).unwrap_or(0)).min(SOON)
+}
+
 /// A duration that may be in days.
 fn days(text: &str) -> Result<Duration, String> {
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
     days.map_or_else(|| duration(text), |days| Ok(Duration::from_secs(86_400 * u64::from(days))))
+}
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_in_the_last_third_of_its_life_or_the_last_thirty_days() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("gw.pem");
+        let soon_of = |end: (i32, u8)| {
+            let mut params = rcgen::CertificateParams::new(vec!["gw-1".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(2050, 1, 1);
+            params.not_after = rcgen::date_time_ymd(end.0, 1, end.1);
+            let key = rcgen::KeyPair::generate().unwrap();
+            std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+            soon(&Certificate::from_file(&file).unwrap())
+        };
+        assert_eq!(soon_of((2050, 2)), Duration::from_secs(8 * 3600));
+        assert_eq!(soon_of((2051, 1)), SOON);
+    }
 }

@@ -10,8 +10,8 @@ use crate::{
     cli::{dialer, run::spool_dir, with_runtime},
     config::{Config, HubUrl, Uplink},
     identity::{
-        self, Certificate, Clock, Contents, DeviceKey, KeyType, Pair, Store, Token, TokenSource,
-        certificate_request,
+        self, Certificate, Clock, Contents, DeviceKey, Jwt, KeyType, Pair, Store, Token,
+        TokenSource, certificate_request,
     },
     link,
 };
@@ -42,19 +42,25 @@ pub(super) fn renew(file: &Path, url: Option<&str>, new_key: bool) -> Result<Exi
         None => identity::gateway_id(uplink.client_cert.as_ref().map(|(cert, _)| &**cert))?,
     };
     let tokens = TokenSource::of(uplink, &id);
-    let token = tokens.map(|tokens| tokens.token(clock.now().0.unix_ms)).transpose()?;
+    let token = tokens.as_ref().map(|tokens| tokens.token(clock.unix_ms())).transpose()?;
     let token = token.map(|(token, _)| token);
     let (key, key_pem) = key_for(&store, new_key)?;
     let request = certificate_request(&key, &id)
         .map_err(|fault| Failure::Other(format!("{}: {fault}", store.key_file().display())))?;
     let pair = with_runtime(async {
-        let answer = ask(uplink, url, token.clone(), &request, &clock).await?;
-        Ok::<_, Failure>(Pair::answered(ANSWER, &answer, &key, key_pem)?)
+        let answer = ask(uplink, url, token, &request, &clock).await?;
+        Ok::<_, Failure>(Pair::answered(ANSWER, &answer, &key, key_pem, &clock)?)
     })?;
-    let ca = std::fs::read_to_string(store.ca_file()).ok();
-    let contents = Contents { key: &pair.key, certificate: Some(&pair.chain), ca: ca.as_deref() };
+    let (ca, hub) = (store.ca()?, store.uplink()?);
+    let contents = Contents {
+        key: &pair.key,
+        certificate: Some(&pair.chain),
+        ca: ca.as_deref(),
+        uplink: hub.as_deref(),
+    };
     let staged = store.stage(contents, true)?;
-    if let Err(why) = with_runtime(try_out(uplink, staged.files(), token, &clock)) {
+    let tokens = tokens.map(|tokens| of_staged(tokens, &store, staged.files()));
+    if let Err(why) = with_runtime(try_out(uplink, staged.files(), tokens, &clock)) {
         return Err(Failure::Other(format!(
             "the new certificate is not taken over, the old one stays in force: {why}"
         )));
@@ -78,7 +84,9 @@ fn key_for(
     if !new_key {
         return Ok((store.key()?, store.key_pem()?));
     }
-    let pem = KeyType::P256.generate().map_err(|error| Failure::Other(error.into()))?;
+    // Whoever chose the kind had a reason; of those that are none of ours the next is P-256.
+    let kind = store.key()?.kind().unwrap_or(KeyType::P256);
+    let pem = kind.generate().map_err(|error| Failure::Other(error.into()))?;
     Ok((DeviceKey::from_pem(&pem).expect("a key that was just made"), pem))
 }
 
@@ -114,13 +122,25 @@ async fn ask(
     certificate.ok_or_else(|| said(format!("{ANSWER} has no certificate; see its version")))
 }
 
+/// Tokens as they will be once what is staged is in force: signed with its key.
+fn of_staged(tokens: TokenSource, store: &Store, staged: &Store) -> TokenSource {
+    match tokens {
+        TokenSource::Jwt(jwt) if jwt.key_file == store.key_file() => {
+            TokenSource::Jwt(Jwt { key_file: staged.key_file(), ..jwt })
+        }
+        others => others,
+    }
+}
+
 /// A connection with the staged pair, up to and with the upgrade.
 async fn try_out(
     uplink: &Uplink,
     staged: &Store,
-    token: Option<Token>,
+    tokens: Option<TokenSource>,
     clock: &Arc<Clock>,
 ) -> Result<(), String> {
+    let token = tokens.map(|tokens| tokens.token(clock.unix_ms())).transpose();
+    let token = token.map_err(|error| error.to_string())?.map(|(token, _)| token);
     let (cert, key) = (staged.cert_file(), staged.key_file());
     // A gateway that shows a token alone shows no certificate here either.
     let pair = uplink.client_cert.is_some().then_some((&*cert, &*key));
@@ -138,4 +158,32 @@ fn tls(
     let wanted = uplink.hubs.iter().any(|hub| hub.url.tls);
     let made = wanted.then(|| identity::client_tls(uplink.ca_file.as_deref(), pair, clock));
     Ok(made.transpose()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_the_trial_are_signed_with_the_staged_key_unless_another_signs_them() {
+        let store = Store::of_state_dir(Path::new("/s"));
+        let staged = Store::at(Path::new("/s/identity.new"));
+        let tokens = |key_file: &str| {
+            TokenSource::Jwt(Jwt {
+                key_file: key_file.into(),
+                subject: "gw-1".into(),
+                audience: "hub-1".into(),
+                issuer: None,
+                kid: None,
+                lifetime: std::time::Duration::from_secs(60),
+            })
+        };
+        let tried = |source| of_staged(source, &store, &staged);
+        let ours = tried(tokens("/s/identity/gateway.key"));
+        assert_eq!(ours, tokens("/s/identity.new/gateway.key"));
+        let file = TokenSource::File("/s/identity/gateway.key".into());
+        for other in [tokens("/etc/gw.key"), file] {
+            assert_eq!(tried(other.clone()), other);
+        }
+    }
 }

@@ -8,14 +8,14 @@ use super::Failure;
 use crate::identity::{Certificate, Store, calendar::Moment, fingerprint};
 
 /// Prints what is known of the identity; of the private key only where it is.
-pub(super) fn show(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn show(store: &Store, now: Moment, as_json: bool) -> Result<ExitCode, Failure> {
     let key = store.key()?;
     let mut known = vec![("fingerprint", fingerprint(key.public_key()))];
     let cert = store.cert_file();
     if cert.exists() {
         let Certificate { subject, issuer, serial, alt_names, not_before, not_after, .. } =
             &Certificate::from_file(&cert)?;
-        let left = not_after.unix_seconds.saturating_sub(Moment::now().unix_seconds);
+        let left = not_after.unix_seconds.saturating_sub(now.unix_seconds);
         known.extend([
             ("subject", subject.clone()),
             ("names", alt_names.join(", ")),

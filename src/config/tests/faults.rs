@@ -201,7 +201,7 @@ fn a_fault_in_a_value_says_what_to_write() {
         (
             "gateway",
             "id = 'a b'",
-            "gateway.id: \"a b\" is not a gateway id; write 1 to 128 of A-Z a-z 0-9 - _ . :",
+            "gateway.id: \"a b\" is not a gateway id; write 1 to 64 of A-Z a-z 0-9 - _ . :",
         ),
         (
             "mqtt",

@@ -377,6 +377,14 @@ fn only_a_stable_session_begins_the_back_off_anew() {
     assert!(wait_after(&mut bench, Duration::from_secs(61)) <= Duration::from_millis(500));
 }
 
+/// A board that woke in 1970 signs its token with that; the refusal says what the time is.
+#[test]
+fn a_token_of_a_wrong_time_is_followed_by_one_of_the_right_time_at_once_and_once() {
+    let mut bench = Bench::new(Mode::Managed, |_| {});
+    assert!(bench.end(Ended::WrongTime) < Duration::from_millis(200));
+    assert!(bench.end(Ended::WrongTime) > Duration::from_secs(29), "a hub whose time jumps");
+}
+
 #[test]
 fn what_the_hub_acknowledges_in_time_never_touches_the_disk() {
     let mut bench = Bench::new(Mode::Managed, |_| {});

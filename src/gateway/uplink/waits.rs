@@ -72,6 +72,11 @@ impl Uplink {
             (Ended::Http { status: 400, .. }, Phase::Dialing { managed: true, .. }) if auto => {
                 self.plain_after_backoff()
             }
+            (Ended::WrongTime, _) if !self.token_retried => {
+                self.token_retried = true;
+                Wait::Nothing
+            }
+            (Ended::WrongTime, _) => Wait::Refused(self.slow()),
             (Ended::Http { status, retry_after }, phase) => {
                 if matches!(phase, Phase::Dialing { managed: false, .. }) {
                     self.hubs.set_plain_known(false);

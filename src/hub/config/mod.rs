@@ -86,8 +86,8 @@ pub struct Tls {
 /// `[jwt]`
 #[derive(Debug, Clone)]
 pub struct Jwt {
-    /// What `aud` must name.
-    pub audience: String,
+    /// What `aud` must name, one of them; boards that enrol are told the first.
+    pub audiences: Vec<String>,
     /// Who signs tokens beside the gateways themselves.
     pub issuer: Option<Issuer>,
 }
@@ -190,7 +190,7 @@ impl Config {
             ));
         }
         let public_host = raw.public_host.map(|host| here.public_host(host)).transpose()?;
-        let jwt = here.jwt(raw.jwt, &raw.name, directory)?;
+        let jwt = here.jwt(raw.jwt, &raw.name, public_host.as_deref(), directory)?;
         let limits = raw.limits;
         if limits.frame_bytes.0 < limits.record_bytes.0 {
             return Err(ConfigError(format!(
@@ -274,6 +274,13 @@ struct Here<'a> {
     text: &'a str,
 }
 
+/// The host alone, as a gateway has it of its URL.
+fn host(authority: &str) -> Option<String> {
+    let authority: axum::http::uri::Authority = authority.parse().ok()?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    Some(host.to_ascii_lowercase())
+}
+
 impl Here<'_> {
     fn public_host(&self, host: Spanned<String>) -> Result<String, ConfigError> {
         let at = host.span().start;
@@ -291,14 +298,24 @@ impl Here<'_> {
         ))
     }
 
-    fn jwt(&self, raw: RawJwt, name: &str, directory: &Path) -> Result<Jwt, ConfigError> {
-        let audience = raw.audience.unwrap_or_else(|| name.into());
+    fn jwt(
+        &self,
+        raw: RawJwt,
+        name: &str,
+        public_host: Option<&str>,
+        directory: &Path,
+    ) -> Result<Jwt, ConfigError> {
+        let audiences = match raw.audience {
+            Some(audience) => vec![audience],
+            // A gateway that was told of none takes the host in its URL.
+            None => std::iter::once(name.into()).chain(public_host.and_then(host)).collect(),
+        };
         let Some(issuer) = raw.issuer else {
             if raw.jwks_url.is_some() || raw.jwks_file.is_some() || raw.jwks_ca_file.is_some() {
                 let fault = "jwt: there are keys and no issuer; add issuer, as iss in its tokens";
                 return Err(self.fault(self.text.find("jwks_").unwrap_or(0), fault));
             }
-            return Ok(Jwt { audience, issuer: None });
+            return Ok(Jwt { audiences, issuer: None });
         };
         let at = issuer.span().start;
         let name = issuer.into_inner();
@@ -313,7 +330,7 @@ impl Here<'_> {
                 return Err(self.fault(at, fault));
             }
         };
-        Ok(Jwt { audience, issuer: Some(Issuer { name, keys }) })
+        Ok(Jwt { audiences, issuer: Some(Issuer { name, keys }) })
     }
 
     fn fault(&self, at: usize, what: impl fmt::Display) -> ConfigError {

@@ -40,6 +40,17 @@ fn relative_paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn tokens_may_be_for_the_name_or_for_the_host_that_gateways_know() {
+    let audiences = |text: &str| parse(text).unwrap().jwt.audiences;
+    assert_eq!(audiences(""), ["hub-1"]);
+    for (host, named) in [("HUB.example.com:8443", "hub.example.com"), ("[::1]:8443", "::1")] {
+        assert_eq!(audiences(&format!("public_host = \"{host}\"")), ["hub-1", named]);
+    }
+    let own = "public_host = \"hub.example.com\"\n[jwt]\naudience = \"field\"";
+    assert_eq!(audiences(own), ["field"]);
+}
+
+#[test]
 fn errors_name_the_file_the_line_and_the_key() {
     for (text, expected) in [
         ("name = \"x\"\nbnd = 1", "hub.toml:2: unknown field `bnd`"),

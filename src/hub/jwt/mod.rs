@@ -157,13 +157,19 @@ impl<'a> Unverified<'a> {
         self.claims.sub.as_deref()
     }
 
-    /// Verifies it with the first of `keys` that fits; `now_s` is Unix seconds.
+    /// Verifies it with the first of `keys` that fits, for one of `audiences`; `now_s` is Unix
+    /// seconds.
     ///
     /// The signature comes first: what an unsigned token claims is of no interest.
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn verify(self, keys: &[PublicKey], now_s: u64, audience: &str) -> Result<Claims, Fault> {
+    pub fn verify(
+        self,
+        keys: &[PublicKey],
+        now_s: u64,
+        audiences: &[String],
+    ) -> Result<Claims, Fault> {
         if !matches!(self.header.alg.as_str(), "EdDSA" | "ES256") {
             return Err(Fault::Algorithm);
         }
@@ -177,12 +183,12 @@ impl<'a> Unverified<'a> {
             return Err(if keys.is_empty() { Fault::UnknownKey } else { Fault::Algorithm });
         }
         let key = fitting.find(verifies).ok_or(Fault::Signature)?;
-        self.claims.check(now_s, audience, key)
+        self.claims.check(now_s, audiences, key)
     }
 }
 
 impl RawClaims {
-    fn check(self, now_s: u64, audience: &str, key: &PublicKey) -> Result<Claims, Fault> {
+    fn check(self, now_s: u64, audiences: &[String], key: &PublicKey) -> Result<Claims, Fault> {
         let expires_s = seconds(self.exp.ok_or(Fault::NoExpiry)?)?;
         if expires_s + LEEWAY_S <= now_s {
             return Err(Fault::Expired);
@@ -198,7 +204,7 @@ impl RawClaims {
         if self.iat.map(seconds).transpose()?.is_some_and(|issued| issued > expires_s) {
             return Err(Fault::NotYetValid);
         }
-        if !self.aud.iter().any(|named| named == audience) {
+        if !self.aud.iter().any(|named| audiences.contains(named)) {
             return Err(Fault::Audience);
         }
         let subject = self.sub.ok_or(Fault::Subject)?;

@@ -60,8 +60,13 @@ fn with(name: &str, value: Value) -> Value {
     claims
 }
 
+/// A hub's name, and the host that gateways know it by.
+fn audiences() -> [String; 2] {
+    ["hub-1".into(), "hub.example.com".into()]
+}
+
 fn verify(token: &str, key: &PublicKey) -> Result<Claims, Fault> {
-    Unverified::read(token)?.verify(std::slice::from_ref(key), NOW, "hub-1")
+    Unverified::read(token)?.verify(std::slice::from_ref(key), NOW, &audiences())
 }
 
 #[test]
@@ -72,7 +77,7 @@ fn tokens_of_both_algorithms_are_taken() {
         let expected = Claims { subject: "gw-1".into(), expires_s: NOW + 600, key };
         assert_eq!(verify(&token, &signer.public()), Ok(expected));
         let among = [Signer::p256().public(), Signer::ed25519().public(), signer.public()];
-        assert!(Unverified::read(&token).unwrap().verify(&among, NOW, "hub-1").is_ok());
+        assert!(Unverified::read(&token).unwrap().verify(&among, NOW, &audiences()).is_ok());
     }
 }
 
@@ -97,7 +102,7 @@ fn a_signature_by_another_key_or_over_another_text_is_refused() {
     assert_eq!(verify(&forged, &signer.public()), Err(Fault::Signature));
     assert_eq!(verify(&format!("{signed}."), &signer.public()), Err(Fault::Signature));
     let none: &[PublicKey] = &[];
-    let refused = Unverified::read(&token).unwrap().verify(none, NOW, "hub-1");
+    let refused = Unverified::read(&token).unwrap().verify(none, NOW, &audiences());
     assert_eq!(refused, Err(Fault::UnknownKey));
 }
 
@@ -135,6 +140,7 @@ fn claims_are_held_to_the_clock_the_audience_and_the_gateway() {
         (with("exp", json!(NOW + day + LEEWAY_S)), Ok(NOW + day + LEEWAY_S)),
         (with("nbf", json!(NOW + LEEWAY_S)), Ok(NOW + 600)),
         (with("aud", json!(["other", "hub-1"])), Ok(NOW + 600)),
+        (with("aud", json!("hub.example.com")), Ok(NOW + 600)),
         (without_expiry, Err(Fault::NoExpiry)),
         (with("exp", json!(NOW - LEEWAY_S)), Err(Fault::Expired)),
         (with("exp", json!(0)), Err(Fault::Expired)),
