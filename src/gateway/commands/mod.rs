@@ -110,6 +110,9 @@ struct Kept {
     /// That moment was reckoned by a clock that was not trusted, and says nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unsynced: bool,
+    /// Its end was skipped once on its way to the hub, and reported again.
+    #[serde(skip)]
+    was_skipped: bool,
 }
 
 #[derive(Debug)]
@@ -320,6 +323,7 @@ impl Commands {
             last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
             keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
             unsynced: !now.wall.synced,
+            was_skipped: false,
         };
         self.known.insert(command.id.clone(), kept);
     }

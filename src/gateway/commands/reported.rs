@@ -50,6 +50,7 @@ impl Commands {
 
     /// The hub acknowledged events. A report that the spool lost, so that a skip went in its place,
     /// is made again: the hub, which asks only when a session begins, would wait for it in vain.
+    /// Once: it may have been skipped because the hub can't bear it.
     pub(in crate::gateway) fn handle_acked(
         &mut self,
         is_acked: impl Fn(Place) -> bool,
@@ -60,14 +61,17 @@ impl Commands {
             if !is_acked(report.place) {
                 return true;
             }
-            let last = known.get_mut(id).and_then(|kept| kept.last.as_mut());
-            let last = last.filter(|last| (last.n, last.state) == (report.n, report.state));
-            if let Some(last) = last {
-                if is_skipped(report.place) {
-                    out.push_back(Out::Report(last.clone(), Receipts::None));
-                } else if shed_bulk(last) {
-                    shed.push(id.clone());
-                }
+            let Some(Kept { last: Some(last), was_skipped, .. }) = known.get_mut(id) else {
+                return false;
+            };
+            if (last.n, last.state) != (report.n, report.state) {
+                return false;
+            }
+            if is_skipped(report.place) && !*was_skipped {
+                *was_skipped = true;
+                out.push_back(Out::Report(last.clone(), Receipts::None));
+            } else if shed_bulk(last) {
+                shed.push(id.clone());
             }
             false
         });

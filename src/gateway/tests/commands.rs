@@ -131,6 +131,21 @@ fn a_final_state_that_the_spool_lost_is_reported_again_in_the_same_session() {
     }
 }
 
+/// A report that the hub can't bear is skipped for that: again and again, were it always made anew.
+#[test]
+fn a_final_state_that_is_skipped_twice_is_left_until_the_hub_asks() {
+    let mut bench = Bench::holding(Held::default());
+    bench.welcomed();
+    run(&mut bench, "c", 60_000);
+    let before = bench.gateway.lanes[EVENTS].held_records();
+    for _ in 0..3 {
+        bench.gateway.commands.handle_acked(|_| true, |_| true);
+        bench.gateway.handle_timeout(bench.now);
+    }
+    assert_eq!(bench.gateway.lanes[EVENTS].held_records(), before + 1);
+    assert_eq!(bench.gateway.commands.unacknowledged(), (0, 0), "what it couldn't bear is gone");
+}
+
 /// What an earlier version left: the start itself was what the board could not bear.
 #[test]
 fn a_start_bears_a_journal_that_an_earlier_version_let_grow() {
