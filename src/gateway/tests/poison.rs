@@ -88,3 +88,44 @@ fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
         assert_eq!(hub.last as u64, RECORDS, "{code}: nor is its batch made smaller");
     }
 }
+
+/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one after
+/// the other, and each was left out in turn until it was the one.
+#[test]
+fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
+    let mut bench = Bench::new(Mode::Plain, |_| {});
+    bench.publish(RECORDS);
+    let poison = RECORDS / 2 + 3;
+    let (mut skips, mut read, mut sessions) = (Vec::new(), BTreeSet::new(), 0);
+    while bench.gateway.lanes[1].held_records() > 0 {
+        sessions += 1;
+        assert!(sessions <= 3 * 7 + 2, "{skips:?}");
+        bench.up();
+        let end = bench.now.instant + Duration::from_secs(60);
+        while bench.now.instant < end {
+            if bench.sent.is_empty() {
+                bench.pass(Duration::from_secs(1));
+                bench.gateway.handle_frame(bench.now);
+                continue;
+            }
+            match bench.sent.remove(0) {
+                Transmit::Ping(payload) => bench.gateway.handle_pong(bench.now, &payload),
+                Transmit::Text(text) if text.contains("\"skip\"") => skips.push(text),
+                Transmit::Text(text) => {
+                    let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    let seq = frame["seq"].as_u64().unwrap();
+                    if seq == poison {
+                        break;
+                    }
+                    read.insert(seq);
+                }
+                Transmit::Close { .. } => {}
+            }
+        }
+        bench.sent.clear();
+        bench.end(Ended::Cut("the server died".into()));
+    }
+    assert_eq!(read.len() as u64, RECORDS - 1, "all others arrive");
+    assert_eq!(skips.len(), 1, "{skips:?}");
+    assert!(skips[0].contains(&format!(r#""from":{poison},"to":{},"#, poison + 1)), "{skips:?}");
+}
