@@ -10,6 +10,7 @@ use std::{
 const LONGEST_FILE: usize = 600;
 const LONG_FILE: usize = 500;
 const LONGEST_LINE: usize = 100;
+const LONGEST_PROSE: usize = 120;
 
 /// What is handed everything it needs: no runtime, file, socket, clock, environment or random
 /// source of its own.
@@ -138,6 +139,25 @@ fn lines_fit_a_window() {
         }
     }
     assert!(faults.is_empty(), "at most {LONGEST_LINE} columns\n{}", faults.join("\n"));
+}
+
+/// But for tables, and for code, which has its own reasons.
+#[test]
+fn prose_fits_a_window() {
+    let mut faults = Vec::new();
+    for name in ["ARCHITECTURE.md", "CHANGELOG.md", "PROTOCOL.md", "README.md", "SECURITY.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let text = fs::read_to_string(path).expect("a document");
+        let mut is_code = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            is_code ^= line.starts_with("```");
+            let columns = line.chars().count();
+            if columns > LONGEST_PROSE && !is_code && !line.starts_with('|') {
+                faults.push(format!("{name}:{number}: {columns} columns"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "at most {LONGEST_PROSE} columns\n{}", faults.join("\n"));
 }
 
 /// What can't be broken: a row of a table in a document, and a string that is one piece.

@@ -170,12 +170,12 @@ impl Landed {
 #[derive(Debug, Default)]
 struct Suspect {
     epoch: Option<Epoch>,
-    /// Where the batch begins; its good half moves this on. Once there is a limit: the culprit comes
-    /// before `end`.
+    /// Where what is suspect begins; its good half moves this on. Once there is a limit, the
+    /// culprit comes before `end`.
     first: u64,
     end: u64,
     strikes: u32,
-    /// How many records a batch that begins at `first` may have; 0 when a single one is suspect.
+    /// How many records from `first` on may be under way; 0 when a single one is suspect.
     limit: Option<u64>,
     /// The single record ended a session that had lived well without it, or the peer said so; the
     /// reason of its skip.
@@ -328,6 +328,15 @@ impl Lane {
 
     fn last(&self) -> &EpochState {
         self.epochs.back().expect("the current epoch never goes")
+    }
+}
+
+impl Suspect {
+    /// The numbers that may go while a culprit is searched for in this epoch: from the first up to
+    /// and without the second.
+    fn half_of(&self, epoch: Epoch) -> Option<(u64, u64)> {
+        let limit = self.limit.filter(|_| self.epoch == Some(epoch) && self.guilt.is_none())?;
+        Some((self.first, self.first + limit.max(1)))
     }
 }
 

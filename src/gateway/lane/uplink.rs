@@ -43,8 +43,8 @@ impl Lane {
         self.quiet_until = self.quiet_until.filter(|until| *until > now);
     }
 
-    /// The peer ended a session while something was under way: the same batch again and again is
-    /// suspect.
+    /// The peer ended a session while something was under way: if it is the same again and again,
+    /// it is suspect. All of it is: in plain mode each record is a batch, and a Pong is for many.
     pub(in crate::gateway) fn handle_session_ended_by_peer(&mut self, now: Instant) {
         if planted(Bug::PoisonNeverSkipped) {
             return;
@@ -61,8 +61,10 @@ impl Lane {
         self.suspect.strikes += 1;
         if self.suspect.strikes >= STRIKES {
             self.suspect.strikes = 0;
-            self.suspect.end = batch.end;
-            let limit = self.suspect.limit.unwrap_or(u64::MAX).min(batch.records);
+            let under_way = self.flight.iter().filter(|other| other.epoch == batch.epoch);
+            let records = under_way.clone().map(|batch| batch.records).sum();
+            self.suspect.end = under_way.clone().next_back().map_or(batch.end, |last| last.end);
+            let limit = self.suspect.limit.unwrap_or(u64::MAX).min(records);
             self.suspect.limit = Some(limit / 2);
         }
     }
@@ -164,10 +166,9 @@ impl Lane {
             return None;
         }
         let suspect = &self.suspect;
-        // Nothing goes behind a suspect batch, so that what ends the session is in it.
-        let is_searching = suspect.limit.is_some() && suspect.guilt.is_none();
-        let is_behind = suspect.epoch == Some(epoch) && suspect.first < seq;
-        if is_searching && is_behind && !in_batch && !self.flight.is_empty() {
+        // Nothing goes behind what is suspect, so that what ends the session is in it.
+        let is_behind = suspect.half_of(epoch).is_some_and(|(_, end)| end <= seq);
+        if is_behind && !in_batch && !self.flight.is_empty() {
             return None;
         }
         if (suspect.epoch, suspect.first, suspect.limit) == (Some(epoch), seq, Some(0)) {
@@ -229,12 +230,8 @@ impl Lane {
     pub(in crate::gateway) fn batch_limit(&self) -> u64 {
         let state = &self.epochs[self.sending()];
         let room = self.window.records.saturating_sub(self.flight_records).max(1);
-        match self.suspect.limit {
-            Some(limit)
-                if self.suspect.epoch == Some(state.epoch) && self.suspect.first == state.send =>
-            {
-                room.min(limit.max(1))
-            }
+        match self.suspect.half_of(state.epoch) {
+            Some((first, end)) if (first..end).contains(&state.send) => room.min(end - state.send),
             _ => room,
         }
     }

@@ -7,8 +7,8 @@ use super::{
 
 const RECORDS: u64 = 60;
 
-/// A hub that ends each session in this way when a certain record comes, and acknowledges what comes
-/// before it.
+/// A hub that ends each session in this way when a certain record comes, and acknowledges what
+/// comes before it.
 struct Touchy {
     bench: Bench,
     record: u64,
@@ -77,8 +77,8 @@ fn a_poison_record_is_found_by_one_search_of_halves() {
     }
 }
 
-/// A hub that was restarted, or full, whenever the same batch was under way once seemed to fall over
-/// it, and in the end a good record was left out.
+/// A hub that was restarted, or full, whenever the same batch was under way once seemed to fall
+/// over it, and in the end a good record was left out.
 #[test]
 fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
     for code in [1001, 1012, 1013, 4001, 4009, 4029] {
@@ -87,4 +87,45 @@ fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
         assert_eq!((hub.acked, hub.skips.len()), (0, 0), "{code}");
         assert_eq!(hub.last as u64, RECORDS, "{code}: nor is its batch made smaller");
     }
+}
+
+/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one after
+/// the other, and each was left out in turn until it was the one.
+#[test]
+fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
+    let mut bench = Bench::new(Mode::Plain, |_| {});
+    bench.publish(RECORDS);
+    let poison = RECORDS / 2 + 3;
+    let (mut skips, mut read, mut sessions) = (Vec::new(), BTreeSet::new(), 0);
+    while bench.gateway.lanes[1].held_records() > 0 {
+        sessions += 1;
+        assert!(sessions <= 3 * 7 + 2, "{skips:?}");
+        bench.up();
+        let end = bench.now.instant + Duration::from_secs(60);
+        while bench.now.instant < end {
+            if bench.sent.is_empty() {
+                bench.pass(Duration::from_secs(1));
+                bench.gateway.handle_frame(bench.now);
+                continue;
+            }
+            match bench.sent.remove(0) {
+                Transmit::Ping(payload) => bench.gateway.handle_pong(bench.now, &payload),
+                Transmit::Text(text) if text.contains("\"skip\"") => skips.push(text),
+                Transmit::Text(text) => {
+                    let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    let seq = frame["seq"].as_u64().unwrap();
+                    if seq == poison {
+                        break;
+                    }
+                    read.insert(seq);
+                }
+                Transmit::Close { .. } => {}
+            }
+        }
+        bench.sent.clear();
+        bench.end(Ended::Cut("the server died".into()));
+    }
+    assert_eq!(read.len() as u64, RECORDS - 1, "all others arrive");
+    assert_eq!(skips.len(), 1, "{skips:?}");
+    assert!(skips[0].contains(&format!(r#""from":{poison},"to":{},"#, poison + 1)), "{skips:?}");
 }
