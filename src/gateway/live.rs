@@ -52,8 +52,8 @@ pub(super) struct Session {
 /// What waits for its ack.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UnderWay {
-    /// When the oldest of it was sent, and since when it does without an ack: earlier, where the hub
-    /// missed it and it was sent again.
+    /// When the oldest of it was sent, and since when it does without an ack: earlier, where the
+    /// hub missed it and it was sent again.
     pub(super) sent: Instant,
     pub(super) since: Instant,
     /// All of it, on the link.

@@ -11,8 +11,8 @@ use super::{Gateway, Now, lane::Lane, live::longest_patience};
 /// So long something may stand still, unless the core's own deadline for it is later.
 const STANDSTILL: Duration = Duration::from_secs(300);
 
-/// So long a deadline may have passed when the timers were last served, or a link be live beyond the
-/// end of all patience with it.
+/// So long a deadline may have passed when the timers were last served, or a link be live beyond
+/// the end of all patience with it.
 const LATE: Duration = Duration::from_secs(60);
 
 /// What is remembered from one question to the next.

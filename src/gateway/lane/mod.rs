@@ -160,8 +160,8 @@ pub(super) struct Landed {
 #[derive(Debug, Default)]
 struct Suspect {
     epoch: Option<Epoch>,
-    /// Where what is suspect begins; its good half moves this on. Once there is a limit: the culprit
-    /// comes before `end`.
+    /// Where what is suspect begins; its good half moves this on. Once there is a limit: the
+    /// culprit comes before `end`.
     first: u64,
     end: u64,
     strikes: u32,

@@ -7,8 +7,8 @@ use super::{
 
 const RECORDS: u64 = 60;
 
-/// A hub that ends each session in this way when a certain record comes, and acknowledges what comes
-/// before it.
+/// A hub that ends each session in this way when a certain record comes, and acknowledges what
+/// comes before it.
 struct Touchy {
     bench: Bench,
     record: u64,
@@ -77,8 +77,8 @@ fn a_poison_record_is_found_by_one_search_of_halves() {
     }
 }
 
-/// A hub that was restarted, or full, whenever the same batch was under way once seemed to fall over
-/// it, and in the end a good record was left out.
+/// A hub that was restarted, or full, whenever the same batch was under way once seemed to fall
+/// over it, and in the end a good record was left out.
 #[test]
 fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
     for code in [1001, 1012, 1013, 4001, 4009, 4029] {
@@ -89,8 +89,8 @@ fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
     }
 }
 
-/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one after
-/// the other, and each was left out in turn until it was the one.
+/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one
+/// after the other, and each was left out in turn until it was the one.
 #[test]
 fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
     let mut bench = Bench::new(Mode::Plain, |_| {});
