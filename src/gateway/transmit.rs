@@ -219,7 +219,7 @@ impl<'a> Piece<'a> {
         };
         record.ts = record.ts.rebased(now.boot);
         let wire_bytes = wire_bytes(&record, bytes.len());
-        // The estimate may be far too much: before a record is lost for it, it is looked at exactly.
+        // The estimate may be far too much: before a record is lost for it, it is made exact.
         if wire_bytes + HEAD_BYTES > frame_bytes {
             let mut alone = BatchWriter::new(stream, epoch, seq, wire_bytes + HEAD_BYTES);
             alone.push(&record);

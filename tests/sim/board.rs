@@ -172,8 +172,12 @@ impl World {
         let Some(process) = &mut self.board.process else { return };
         let connection = process.link.as_ref().and_then(|link| link.connection);
         let connection = connection.and_then(|id| self.connections.get_mut(&id));
-        if connection.is_some_and(|connection| connection.up.has_made_room(at)) {
+        let Some(connection) = connection else { return };
+        if connection.up.has_made_room(at) {
             process.gateway.handle_progress(now);
+        }
+        if connection.down.has_brought_more(at) {
+            process.gateway.handle_frame(now);
         }
     }
 

@@ -19,9 +19,9 @@ const UNACKED_LIMIT: Time = 30 * SECOND;
 /// in the other may be progress for a while, and the peer has its own limits.
 const ONE_WAY_LIMIT: Time = 60 * SECOND;
 
-/// By then, that both do: a Ping after `ping_interval`, and nothing within `ping_timeout`; and where
+/// By then, that both do: a Ping after `ping_interval`, and nothing within `ping_timeout`; where
 /// records are under way, nothing within `ack_timeout`. The driver learns up to a second late that
-/// the socket had made room.
+/// the socket had made room, or brought half a frame.
 const IDLE_LIMIT: Time = micros(PING_INTERVAL) + micros(PING_TIMEOUT) + LATE;
 const UNDER_WAY_LIMIT: Time = micros(ACK_TIMEOUT) + LATE;
 const LATE: Time = 3 * SECOND / 2;

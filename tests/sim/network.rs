@@ -38,6 +38,8 @@ pub(crate) struct Pipe {
     travelling: VecDeque<Travelling>,
     /// What the kernel had taken when it was last found full.
     full_at: Option<u64>,
+    /// How much had arrived when that was last asked.
+    arrived: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Pipe {
             last_arrival: 0,
             travelling: VecDeque::new(),
             full_at: None,
+            arrived: 0,
         }
     }
 
@@ -131,6 +134,13 @@ impl Pipe {
             self.full_at = self.full_at(now);
         }
         has_made_room
+    }
+
+    /// Whether more has arrived than when this was last asked: half a frame counts as well.
+    pub(crate) fn has_brought_more(&mut self, now: Time) -> bool {
+        let at = self.stopped_at.unwrap_or(now).min(now).saturating_sub(self.delay);
+        let arrived = self.on_wire(at).max(self.arrived);
+        std::mem::replace(&mut self.arrived, arrived) < arrived
     }
 
     fn full_at(&self, now: Time) -> Option<u64> {

@@ -23,8 +23,9 @@ pub(crate) const SECOND: Time = 1_000_000;
 const TROUBLE: Time = 600 * SECOND;
 const RECOVERY: Time = 1800 * SECOND;
 
-/// A record that ends each session is found by halving what is under way, at most 5,000 records: each
-/// of fourteen sizes takes three sessions with the longest back-off between them. Then it is on trial.
+/// A record that ends each session is found by halving what is under way, at most 5,000 records:
+/// each of fourteen sizes takes three sessions with the longest back-off between them. Then it is
+/// on trial.
 const RECOVERY_FROM_POISON: Time = RECOVERY + 14 * 3 * 60 * SECOND;
 
 /// How often the hub looks for what expired, and the end is looked for.

@@ -49,7 +49,14 @@ impl Lane {
         if planted(Bug::PoisonNeverSkipped) {
             return;
         }
-        let Some(batch) = self.flight.front() else { return };
+        // With live-first the fresh epoch is under way in each session, with other records each
+        // time: what was suspect stays so, and what has waited longest comes first.
+        let known = (self.suspect.epoch, self.suspect.first);
+        let is_known = |batch: &&Batch| (Some(batch.epoch), batch.first) == known;
+        let mut waiting = self.epochs.iter().map(|state| state.epoch);
+        let of_oldest =
+            waiting.find_map(|epoch| self.flight.iter().find(|batch| batch.epoch == epoch));
+        let Some(batch) = self.flight.iter().find(is_known).or(of_oldest) else { return };
         let (epoch, first) = (Some(batch.epoch), batch.first);
         if (self.suspect.epoch, self.suspect.first) != (epoch, first) {
             self.suspect = Suspect { epoch, first, ..Suspect::default() };
@@ -63,7 +70,7 @@ impl Lane {
             self.suspect.strikes = 0;
             let under_way = self.flight.iter().filter(|other| other.epoch == batch.epoch);
             let records = under_way.clone().map(|batch| batch.records).sum();
-            self.suspect.end = under_way.clone().next_back().map_or(batch.end, |last| last.end);
+            self.suspect.end = under_way.map(|batch| batch.end).fold(batch.end, u64::max);
             let limit = self.suspect.limit.unwrap_or(u64::MAX).min(records);
             self.suspect.limit = Some(limit / 2);
         }

@@ -89,8 +89,8 @@ fn a_hub_that_ends_its_sessions_in_order_condemns_no_record() {
     }
 }
 
-/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one after
-/// the other, and each was left out in turn until it was the one.
+/// In plain mode the first of all records that waited for a Pong was taken for the culprit, one
+/// after the other, and each was left out in turn until it was the one.
 #[test]
 fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
     let mut bench = Bench::new(Mode::Plain, |_| {});
