@@ -8,9 +8,10 @@
 //! | [`server`] | the process: store, listener, start and stop; `tls`, [`upgrade`] |
 //! | `authenticate` | who a gateway is; [`jwt`], `issuer` (keys of an outside one) and `fetch`, [`authority`] (the hub's own CA), `enrol` |
 //! | `throttle`, `arrivals`, `patience` | how often strangers may try, how many at once, and how long they may take nothing |
-//! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `outbox` is what it has yet to write, `presence` knows all of them |
+//! | `uplink` | `/v1/gateway`: drives a session over a socket and the store; `presence` knows all of them |
 //! | `api` | the HTTP API; `access` (tokens and scopes), `commands`, `view`, and `refusal`, how it says no |
 //! | [`watch`] | `/v1/live`, for applications and browsers; `live` has the queues |
+//! | `outbox` | what either has yet to write, and its writing |
 //! | [`config`], [`credential`], [`demo_ca`] | `hub.toml`; tokens and codes; throwaway certificates |
 //! | `cli` | the command line |
 //!

@@ -1,4 +1,4 @@
-//! What waits to be written to a gateway, and its writing.
+//! What waits to be written to a peer, and its writing.
 //!
 //! [`Writer::write`] runs beside the future that reads and decides, in one task: neither waits for
 //! the other. How long a write may take is not decided here: beneath it a connection on which
@@ -7,10 +7,16 @@
 //! It must never drop or reorder a message. What is put in is bounded by whoever asks
 //! [`Outbox::has_room`] and [`Outbox::is_full`] first.
 
-use std::{future::pending, sync::Arc};
+use std::{future::pending, sync::Arc, time::Duration};
 
-use futures_util::{SinkExt as _, stream::SplitSink};
-use tokio::sync::{mpsc, watch};
+use futures_util::{
+    SinkExt as _, StreamExt as _,
+    stream::{SplitSink, SplitStream},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::upgrade::Socket;
@@ -18,9 +24,12 @@ use super::upgrade::Socket;
 /// Up to so much may wait before what is large: so acks pass a backlog of commands.
 const ROOM_BYTES: usize = 16 << 10;
 
-/// What may wait in all. At the bound the gateway is not read any more, so that nothing else needs
-/// an answer.
+/// What may wait in all. At the bound the peer is not read any more, so that nothing else needs an
+/// answer.
 const FULL_BYTES: usize = 1 << 20;
+
+/// How long a peer may take to take a close, with what is before it, and to answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The least that a frame has beside its payload (RFC 6455, section 5.2).
 const HEADER_BYTES: usize = 2;
@@ -96,11 +105,18 @@ impl Outbox {
         self.changes.wait_for(is_news).await.ok().and_then(|unsent| unsent.fault.clone())
     }
 
-    /// Resolves when all has left, or can't any more.
-    pub(super) async fn flushed(&mut self) {
+    /// Reads to the end while what was put in leaves: so both sides' close frames are exchanged
+    /// (RFC 6455, section 5.5.1). A peer that is too slow for it is cut off, and has had its close
+    /// all the same.
+    pub(super) async fn part(&mut self, stream: &mut SplitStream<Socket>) {
         let is_over = |unsent: &Unsent| unsent.bytes == 0 || unsent.fault.is_some();
-        // As in `room`.
-        let _ = self.changes.wait_for(is_over).await.map(drop);
+        let end = async {
+            while let Some(Ok(_)) = stream.next().await {}
+            // As in `room`.
+            let _ = self.changes.wait_for(is_over).await.map(drop);
+        };
+        // It is over, whichever.
+        let _ = timeout(CLOSE_TIMEOUT, end).await;
     }
 }
 

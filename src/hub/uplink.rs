@@ -18,7 +18,7 @@ use axum::{
 use futures_util::{StreamExt as _, stream::SplitStream};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_tungstenite::tungstenite::{
     self, Message,
@@ -38,9 +38,6 @@ use super::{
     upgrade::{self, Socket},
 };
 use crate::protocol::{SUBPROTOCOL_BEARER_PREFIX, SUBPROTOCOL_JSON, SUBPROTOCOL_PREFIX, close};
-
-/// How long a gateway may take to take a close, with what is before it, and to answer.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// When a gateway is to come back after a restart of the hub, and over what time all of them
 /// spread.
@@ -248,8 +245,7 @@ impl Driver {
             }
         }
         if let Some(End::Theirs(_)) = &self.end {
-            // The answer to a close leaves (RFC 6455, section 5.5.1); a cut link takes nothing.
-            self.hear_out().await;
+            self.outbox.part(&mut self.stream).await;
         }
         self.session.handle_disconnected();
         // The engine answers everything; what it stored is shown although nobody is there to be
@@ -287,8 +283,8 @@ impl Driver {
     }
 
     /// On a slow line a large frame takes longer than any deadline: that some of it came, or left,
-    /// shows that the gateway lives. So does nothing where it is not read: it is cut when it takes
-    /// nothing.
+    /// shows that the gateway lives. While the outbox is full it is not read, so that its silence
+    /// shows nothing; should it take nothing any more, the write fails.
     fn note_progress(&mut self) {
         let seen = self.progress.bytes();
         if std::mem::replace(&mut self.seen, seen) != seen || self.outbox.is_full() {
@@ -407,19 +403,7 @@ impl Driver {
         self.end = Some(End::Ours(code, reason));
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         self.outbox.put(Message::Close(Some(frame)));
-        self.hear_out().await;
-    }
-
-    /// Reads to the end, for the close frames of both sides. A gateway that does not answer in time
-    /// is cut off, and has had its close all the same.
-    async fn hear_out(&mut self) {
-        let Self { stream, outbox, .. } = self;
-        let end = async {
-            while let Some(Ok(_)) = stream.next().await {}
-            outbox.flushed().await;
-        };
-        // It is cut off, whichever.
-        let _ = timeout(CLOSE_TIMEOUT, end).await;
+        self.outbox.part(&mut self.stream).await;
     }
 
     async fn finish(self) {

@@ -15,10 +15,10 @@
 //! `{"type":"lagged","missed"}`. What goes wrong is `{"type":"error","code","message","ref"?}`.
 //! Closed with 1008 when the token is revoked, 1012 when the hub restarts.
 //!
-//! A write takes as long as something moves (`patience`). It must never keep more for a watcher that
-//! reads slowly than `live` does, nor hold anybody else up for it.
+//! It must never keep more for a watcher that reads slowly than `live` does beside a little
+//! (`outbox`), and never let its slowness hold up what ends it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Extension,
@@ -27,12 +27,12 @@ use axum::{
     http::{Request, Response},
     response::IntoResponse as _,
 };
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{StreamExt as _, stream::SplitStream};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use tokio::{
     sync::watch,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval},
 };
 use tokio_tungstenite::tungstenite::{
     Error, Message, Utf8Bytes,
@@ -44,6 +44,7 @@ use super::{
     commands::{self, NewCommand},
     credential::bearer_subprotocol,
     live::{Filter, MAX_SUBSCRIPTIONS, Watch},
+    outbox::{self, Outbox},
     patience::Progress,
     refusal::Refusal,
     server::{Hub, Peer, stopped},
@@ -56,12 +57,6 @@ pub const SUBPROTOCOL: &str = "fieldgate.live.v1";
 
 /// The largest message that a watcher may send.
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
-
-/// How long a watcher may take to answer a close.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The most messages that wait in the socket's buffer before it is flushed.
-const BURST: usize = 64;
 
 /// Answers the upgrade.
 pub(super) async fn upgrade(
@@ -86,9 +81,15 @@ pub(super) async fn upgrade(
     upgrade::accept(request, SUBPROTOCOL, MAX_MESSAGE_BYTES, move |socket| async move {
         let watch = hub.live.watch();
         let seen = progress.bytes();
+        let (sink, stream) = socket.split();
+        let (outbox, writer) = outbox::open();
         let mut client =
-            Client { hub: &hub, token, scopes, changes, watch, socket, progress, seen };
-        if let Err(error) = client.run().await {
+            Client { hub: &hub, token, scopes, changes, watch, stream, outbox, progress, seen };
+        let ended = tokio::select! {
+            ended = client.run() => ended,
+            () = writer.write(sink) => Ok(()),
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a watcher is gone");
         }
         // Until here its place counts against the bound on connections.
@@ -122,20 +123,22 @@ struct Client<'a> {
     scopes: Vec<Scope>,
     changes: watch::Receiver<u64>,
     watch: Watch<'a>,
-    socket: Socket,
+    stream: SplitStream<Socket>,
+    outbox: Outbox,
     progress: Arc<Progress>,
     /// What it was when it was last looked at.
     seen: u64,
 }
 
 impl Client<'_> {
-    async fn run(&mut self) -> Result<(), Error> {
+    async fn run(&mut self) -> Result<(), Arc<Error>> {
         let mut stopping = self.hub.stopping();
         let mut beat = interval(self.hub.config.ping_interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let silence = self.hub.config.ping_interval + self.hub.config.ping_timeout;
         let mut heard = Instant::now();
         loop {
+            let (has_room, is_full) = (self.outbox.has_room(), self.outbox.is_full());
             tokio::select! {
                 biased;
                 // What ends it goes first, and the timer after what came: a Pong that has come is
@@ -148,18 +151,25 @@ impl Client<'_> {
                 () = stopped(&mut stopping) => {
                     return self.close(close::RESTART, "the hub restarts").await;
                 }
-                message = self.socket.next() => {
+                fault = self.outbox.room(!has_room, is_full) => {
+                    if let Some(fault) = fault {
+                        return Err(fault);
+                    }
+                }
+                message = self.stream.next(), if !is_full => {
                     heard = Instant::now();
                     match message {
                         Some(Ok(Message::Text(text))) => {
                             let answer = self.obey(&text).await;
-                            self.send(answer.to_string().into()).await?;
+                            self.send(answer.to_string().into());
                         }
                         Some(Ok(Message::Binary(_))) => {
                             return self.close(close::UNSUPPORTED_DATA, "text messages only").await;
                         }
-                        // The answer is queued; it leaves with the flush (RFC 6455, section 5.5.1).
-                        Some(Ok(Message::Close(_))) => return self.socket.flush().await,
+                        Some(Ok(Message::Close(_))) => {
+                            self.outbox.part(&mut self.stream).await;
+                            return Ok(());
+                        }
                         None => return Ok(()),
                         Some(Ok(_)) => {}
                         Some(Err(error)) => return self.refuse(error).await,
@@ -167,7 +177,7 @@ impl Client<'_> {
                 }
                 _ = beat.tick() => {
                     let seen = self.progress.bytes();
-                    if std::mem::replace(&mut self.seen, seen) != seen {
+                    if std::mem::replace(&mut self.seen, seen) != seen || is_full {
                         heard = Instant::now();
                     }
                     if heard.elapsed() > silence {
@@ -176,9 +186,9 @@ impl Client<'_> {
                     if self.is_revoked().await {
                         return self.close(close::POLICY, "credential revoked").await;
                     }
-                    self.socket.send(Message::Ping(Default::default())).await?;
+                    self.outbox.put(Message::Ping(Default::default()));
                 }
-                Some(message) = self.watch.next() => self.send_burst(message).await?,
+                Some(message) = self.watch.next(), if has_room => self.send(message),
             }
         }
     }
@@ -237,45 +247,26 @@ impl Client<'_> {
         }
     }
 
-    /// Sends a message and what waits behind it, in one flush.
-    async fn send_burst(&mut self, first: Utf8Bytes) -> Result<(), Error> {
-        self.socket.feed(Message::Text(first)).await?;
-        for _ in 1..BURST {
-            let Some(Some(message)) = futures_util::FutureExt::now_or_never(self.watch.next())
-            else {
-                break;
-            };
-            self.socket.feed(Message::Text(message)).await?;
-        }
-        self.socket.flush().await
-    }
-
-    async fn send(&mut self, text: Utf8Bytes) -> Result<(), Error> {
-        self.socket.send(Message::Text(text)).await
+    fn send(&self, text: Utf8Bytes) {
+        self.outbox.put(Message::Text(text));
     }
 
     /// What came can't be read.
-    async fn refuse(&mut self, error: Error) -> Result<(), Error> {
+    async fn refuse(&mut self, error: Error) -> Result<(), Arc<Error>> {
         if let Error::Capacity(_) = error {
             return self.close(close::TOO_BIG, "message too big").await;
         }
         match upgrade::fault_code(&error) {
             Some(code) => self.close(code, "a frame breaks RFC 6455").await,
-            None => Err(error),
+            None => Err(error.into()),
         }
     }
 
-    async fn close(&mut self, code: u16, reason: &'static str) -> Result<(), Error> {
+    async fn close(&mut self, code: u16, reason: &'static str) -> Result<(), Arc<Error>> {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        let socket = &mut self.socket;
-        let handshake = async {
-            socket.close(Some(frame)).await?;
-            while let Some(message) = socket.next().await {
-                message?;
-            }
-            Ok(())
-        };
-        timeout(CLOSE_TIMEOUT, handshake).await.unwrap_or(Ok(()))
+        self.outbox.put(Message::Close(Some(frame)));
+        self.outbox.part(&mut self.stream).await;
+        Ok(())
     }
 }
 

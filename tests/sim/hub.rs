@@ -95,7 +95,7 @@ impl World {
             limits: self.plan.hub_limits,
             window: self.plan.window,
             ping_interval: PING_INTERVAL,
-            first_ping: PING_INTERVAL * self.random.below(256) as u32 / 256,
+            first_ping: PING_INTERVAL,
             ping_timeout: PING_TIMEOUT,
             traffic: Traffic { messages_per_second: 10_000, bytes_per_second: 1 << 26 },
             expiry: None,

@@ -162,9 +162,9 @@ fn crosses_a_slow_line(claim: &'static str, habits: Habits) {
     outpost.assert_nothing_lost_nor_doubled();
 }
 
-/// A command of 240 kB takes half a minute at 64 kbit/s, and a second one no less to be taken by the
-/// socket. The hub cut the line after 20 s of that, the gateway dialled anew, and was sent the same
-/// commands again, for ever.
+/// A command of 240 kB takes half a minute at 64 kbit/s, and a second one takes no less to find
+/// room in the socket. The hub cut the line after 20 s of that, the gateway dialled anew, and was
+/// sent the same commands again, for ever.
 #[test]
 fn commands_that_take_longer_than_every_deadline_cross_a_slow_line_once() {
     const CLAIM: &str =
