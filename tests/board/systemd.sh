@@ -23,6 +23,7 @@ stage_systemd() {
     halt_machine
     if check 'systemd: a machine with a newer systemd boots' 600 boot_machine trixie; then
         check 'systemd: newer: the packages are installed and run' 120 installs amd64
+        check 'systemd: newer: one command enrols a packaged board, and its certificate is renewed' 120 enrols
         check 'systemd: newer: reload by notify-reload, waits that grow' 60 newer_systemd
         check 'systemd: newer: a stopped process is replaced by the watchdog' 60 watchdog_replaces
         check 'systemd: newer: a working process is left alone by the watchdog' 60 watchdog_is_fed
@@ -263,6 +264,38 @@ END
         grep -x "backoff_max = \"200ms\"" /etc/fieldgate/fieldgate.toml
         systemctl restart fieldgate' >"$output/connect" 2>&1 || { cat "$output/connect" && return 1; }
     publish 5 6 && eventually 20 hub_has 10
+}
+
+# The hub's own authority, a code, one command and a restart, as README.md has it; no edit of the board's configuration.
+enrols() {
+    script '
+        cd /var/lib/fieldgate-hub
+        hub() { runuser -u fieldgate-hub -- fieldgate-hub "$@"; }
+        hub ca init
+        hub ca issue-server --host localhost --dir .
+        install -m644 hub.pem /etc/fieldgate
+        install -m600 hub.key /etc/fieldgate/hub-credentials/hub.key
+        rm hub.pem hub.key
+        cat >>/etc/fieldgate/hub.toml <<END
+bind = "127.0.0.1:8443"
+[tls]
+cert_file = "hub.pem"
+key_file = "/run/credentials/fieldgate-hub.service/cred_hub.key"
+END
+        systemctl restart fieldgate-hub
+        fieldgate enroll "$(hub enroll-code --gateway gw-1 --host localhost:8443 | tail -n 1)"
+        systemctl restart fieldgate
+        systemctl is-active fieldgate-renew.timer' >"$output/enrol" 2>&1 || { cat "$output/enrol" && return 1; }
+    # The service that renews, as it is but for its question whether that is due yet.
+    publish 5 1 && eventually 20 hub_has 5 && script '
+        before=$(sha256sum </var/lib/fieldgate/identity/gateway.pem)
+        mkdir -p /run/systemd/system/fieldgate-renew.service.d
+        printf "[Service]\nExecCondition=\n" >/run/systemd/system/fieldgate-renew.service.d/now.conf
+        systemctl daemon-reload
+        systemctl start fieldgate-renew.service
+        no test "$before" = "$(sha256sum </var/lib/fieldgate/identity/gateway.pem)"
+        rm -r /run/systemd/system/fieldgate-renew.service.d
+        systemctl daemon-reload' >"$output/renew" 2>&1 || { cat "$output/renew" && return 1; }
 }
 
 # The drop-in as it is shipped, with its own words, and back to the token in the folder.
