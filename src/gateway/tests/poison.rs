@@ -131,8 +131,8 @@ fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
     assert!(skips[0].contains(&format!(r#""from":{poison},"to":{},"#, poison + 1)), "{skips:?}");
 }
 
-/// With live-first each session begins with fresh records, other ones each time, and once only these
-/// were suspect: what was behind them in an older epoch ended sessions without end.
+/// With live-first each session begins with fresh records, other ones each time, and once only
+/// these were suspect: what was behind them in an older epoch ended sessions without end.
 #[test]
 fn a_poison_record_in_a_backlog_is_found_while_fresh_records_pass_it() {
     let (old, poison, end) = (Epoch(7), 5, 9);
