@@ -4,6 +4,7 @@ use super::{
     link::{Bench, closed},
     *,
 };
+use crate::spool::Item;
 
 const RECORDS: u64 = 60;
 
@@ -128,4 +129,70 @@ fn in_plain_mode_a_poison_record_is_found_among_all_that_wait_for_a_pong() {
     assert_eq!(read.len() as u64, RECORDS - 1, "all others arrive");
     assert_eq!(skips.len(), 1, "{skips:?}");
     assert!(skips[0].contains(&format!(r#""from":{poison},"to":{},"#, poison + 1)), "{skips:?}");
+}
+
+/// With live-first each session begins with fresh records, other ones each time, and once only
+/// these were suspect: what was behind them in an older epoch ended sessions without end.
+#[test]
+fn a_poison_record_in_a_backlog_is_found_while_fresh_records_pass_it() {
+    let (old, poison, end) = (Epoch(7), 5, 9);
+    let ranges = vec![HeldRange { stream: 1, epoch: old.0, acked: 0, next: end }];
+    let now = Bench::new(Mode::Managed, |_| {}).now;
+    let settings = Settings { live_first: Some(1), ..settings(1, false) };
+    let mut bench = Bench::begin(now, settings, Ok(Held { ranges, ..Held::default() }));
+    let ts = Timestamp::synced(1_790_000_000_000);
+    let reading = record::Reading {
+        device: "d",
+        topic: "devices/d/telemetry",
+        retained: false,
+        payload: b"1",
+        json: true,
+    };
+    let kept = record::store_reading(ts, &reading);
+    let (mut fresh, mut skips, mut acked) = (0, Vec::new(), 0);
+    for _ in 0..3 * 4 + 2 {
+        bench.publish(1);
+        bench.resumed(fresh);
+        let until = bench.now.instant + Duration::from_secs(60);
+        while bench.now.instant < until {
+            let asked = std::mem::take(&mut bench.disk);
+            for request in asked {
+                if let DiskRequest::Read { lane, epoch, from, .. } = request {
+                    let record = |seq| Item::Record { seq, bytes: kept.clone() };
+                    let items = (from..end).map(record).collect();
+                    bench.gateway.handle_read(bench.now, lane, epoch, Ok(items));
+                    bench.look();
+                }
+            }
+            if bench.sent.is_empty() {
+                bench.ack(fresh);
+                bench.pass(Duration::from_secs(1));
+                bench.gateway.handle_frame(bench.now);
+                continue;
+            }
+            let Transmit::Text(text) = bench.sent.remove(0) else { continue };
+            let (epoch, from, to) = match from_gateway(&text) {
+                Ok(Decoded::Message(GatewayMessage::Data(data))) => {
+                    (data.epoch, data.seq, data.seq + data.records.len() as u64)
+                }
+                Ok(Decoded::Message(GatewayMessage::Skip(skip))) => {
+                    skips.push((skip.from, skip.to));
+                    acked = skip.to - 1;
+                    (skip.epoch, 0, 0)
+                }
+                _ => continue,
+            };
+            match epoch == old {
+                false => fresh = to - 1,
+                true if (from..to).contains(&poison) => break,
+                true => acked = acked.max(to.saturating_sub(1)),
+            }
+            let stream = StreamName::try_from("telemetry".to_owned()).unwrap();
+            let position = Position { stream, epoch: old, acked, window: None };
+            bench.hear(HubMessage::Ack(Ack { position, rejected: Vec::new() }));
+        }
+        bench.sent.clear();
+        bench.end(Ended::Cut("the hub died".into()));
+    }
+    assert_eq!((acked, skips), (end - 1, vec![(poison, poison + 1)]));
 }
