@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::{
-    Ended, FORGET_EVERY, Gateway, Now, Output,
+    EVENTS, Ended, FORGET_EVERY, Gateway, Now, Output,
     hubs::Home,
     lane::Lane,
     live::{Due, UnderWay},
@@ -46,7 +46,11 @@ impl Gateway {
         }
         if self.forget_at <= now.instant {
             self.forget_at = now.instant + FORGET_EVERY;
-            self.commands.forget_old(now);
+            // A hub that lacks a report may ask for its command again, whatever a clock says: one
+            // that jumped by years once had an end forgotten that the hub had yet to hear of.
+            if self.lanes[EVENTS].held_records() == 0 && !self.disk.is_missing {
+                self.commands.forget_old(now);
+            }
         }
         self.lanes.iter_mut().for_each(|lane| lane.handle_timeout(now.instant));
         self.commands.handle_deadline(now);

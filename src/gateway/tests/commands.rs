@@ -83,6 +83,25 @@ fn a_large_result_is_kept_until_the_hub_has_it_and_its_state_for_days() {
     assert!(said(&bench).contains("\"result\":{"), "a small one stays");
 }
 
+/// A time service set the clock fifteen years ahead while the hub was away: the end of a command
+/// was forgotten, and when the hub asked for it again, it got another one.
+#[test]
+fn an_end_that_the_hub_has_yet_to_hear_of_is_not_forgotten_whatever_the_clock_says() {
+    for is_heard in [false, true] {
+        let mut bench = Bench::holding(Held::default());
+        bench.welcomed();
+        run(&mut bench, "c", 10);
+        if is_heard {
+            acknowledge_events(&mut bench);
+        }
+        bench.now.wall.unix_ms += 15 * 365 * 24 * 3600 * 1000;
+        bench.now.instant += FORGET_EVERY;
+        bench.gateway.handle_timeout(bench.now);
+        let kept = if is_heard { 0 } else { 1 };
+        assert_eq!(bench.gateway.commands.counts(), (0, kept), "heard of: {is_heard}");
+    }
+}
+
 #[test]
 fn results_that_the_hub_does_not_acknowledge_make_the_gateway_busy() {
     let mut bench = Bench::holding(Held::default());
