@@ -298,7 +298,7 @@ impl Uplink {
         let (wait, failed) = match then {
             Then::Plain => (Wait::Nothing, false),
             Then::BackOff => (self.wait_after_drain(), false),
-            Then::NextHub => (Wait::BackOff, true),
+            Then::NextHub => (self.wait_after_drain(), true),
             Then::Slow => (Wait::Refused(self.slow()), true),
             Then::FirstHub => {
                 self.hubs.return_home();

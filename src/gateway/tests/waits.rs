@@ -168,3 +168,18 @@ fn who_is_told_the_same_time_comes_back_spread_over_half_of_it() {
         assert!(by_quarter.iter().all(|count| *count > 25), "{by_quarter:?}");
     }
 }
+
+/// A hub that stopped said so before its `welcome`, and was gone: the gateway gave up the greeting
+/// by itself, and came back at once.
+#[test]
+fn what_a_hub_asked_for_before_its_welcome_is_kept_to_when_none_comes() {
+    for seed in 0..8 {
+        let mut bench = bench_of(seed, At::Hello);
+        drain(20_000, 0).into_iter().for_each(|drain| bench.hear(drain));
+        // The 5 s of the greeting and the second of the closing handshake are over by then.
+        bench.pass(Duration::from_secs(18));
+        assert_eq!((bench.gateway.is_live(), bench.dials.len()), (false, 1));
+        bench.pass(Duration::from_secs(10));
+        assert_eq!(bench.dials.len(), 2);
+    }
+}
