@@ -271,8 +271,10 @@ impl Commands {
     fn resume(&mut self, now: Now, command: Command) {
         let id = command.id.clone();
         let kept = self.known.get_mut(&id).expect("the caller found it");
-        if let Some(last) = &mut kept.last {
-            last.n = last.n.max(hub_n(&command));
+        match &mut kept.last {
+            Some(last) => last.n = last.n.max(hub_n(&command)),
+            // A report that is no end goes out before the journal has it, and may survive it.
+            None => kept.last = held_by_hub(&command),
         }
         kept.may_have_run |= kept.sending;
         if kept.sending && !command.idempotent && !planted(Bug::CommandRunAgain) {
@@ -320,7 +322,7 @@ impl Commands {
             fingerprint,
             sending: false,
             may_have_run: false,
-            last: command.hub_holds.map(|(n, state)| status(&command.id, n, state, None)),
+            last: held_by_hub(command),
             keep_until_ms: now.wall.unix_ms + ttl + KEPT_MS,
             unsynced: !now.wall.synced,
             was_skipped: false,
@@ -478,6 +480,10 @@ pub(super) type Heard = HashMap<Box<str>, SourceId>;
 
 fn hub_n(command: &Command) -> u32 {
     command.hub_holds.map_or(0, |(n, _)| n)
+}
+
+fn held_by_hub(command: &Command) -> Option<Status> {
+    command.hub_holds.map(|(n, state)| status(&command.id, n, state, None))
 }
 
 fn status(id: &CommandId, n: u32, state: State, error: Option<Failure>) -> Status {

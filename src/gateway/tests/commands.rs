@@ -262,6 +262,27 @@ fn a_status_number_that_cannot_rise_is_refused() {
     assert!(kept.contains(r#""n":2147483648,"state":"unknown""#), "{kept}");
 }
 
+/// The report `accepted` was at the hub, and the journal had yet to have it when the power went: the
+/// end got the same number, and the hub, for which numbers only rise, never took it.
+#[test]
+fn an_end_is_numbered_above_what_the_hub_holds_though_the_journal_does_not_know_of_it() {
+    let mut bench = Bench::holding(Held::default());
+    bench.welcomed();
+    bench.gateway.handle_text(bench.now, &command("c"));
+    bench.look();
+    let journal = bench.journalled();
+    let [(_, entry)] = &journal[..] else { panic!("{journal:?}") };
+    assert!(String::from_utf8_lossy(entry).contains(r#""sending":true"#), "{entry:?}");
+    let mut bench = Bench::holding(Held { journal, ..Held::default() });
+    bench.welcomed();
+    let again = command("c").replace('}', r#","state":{"n":1,"state":"accepted"}}"#);
+    bench.gateway.handle_text(bench.now, &again);
+    bench.look();
+    bench.gateway.handle_journalled(bench.now, Ok(()));
+    bench.look();
+    assert!(said(&bench).contains(r#""n":2,"state":"unknown""#), "{}", said(&bench));
+}
+
 fn command(id: &str) -> String {
     format!(r#"{{"type":"command","id":"{id}","device":"d","name":"n","ttl_ms":20000}}"#)
 }
