@@ -177,7 +177,7 @@ impl World {
             process.gateway.handle_progress(now);
         }
         if connection.down.has_brought_more(at) {
-            process.gateway.handle_frame(now);
+            process.gateway.handle_bytes(now);
         }
     }
 
@@ -359,11 +359,13 @@ impl World {
         let now = self.board_now();
         if let Some(process) = &mut self.board.process {
             process.link = None;
-            let code = if let Ended::Closed { code, .. } = ended { Some(*code) } else { None };
+            // Our own close is answered with a code that says nothing new.
             let is_ours = process.gateway.snapshot(now).uplink.state == "closing";
-            if !is_ours {
-                self.oracle.wire.ended(self.now, code);
-            }
+            let code = match ended {
+                Ended::Closed { code, .. } if !is_ours => Some(*code),
+                _ => None,
+            };
+            self.oracle.wire.ended(self.now, code);
         }
         self.with_gateway(|gateway, now| gateway.handle_ended(now, ended));
     }
