@@ -5,6 +5,15 @@
 readonly MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly STARTS=100
 
+# For script: with hub.pem in /etc/fieldgate and its key among the credentials that root keeps.
+readonly HUB_SERVES_TLS='cat >>/etc/fieldgate/hub.toml <<END
+bind = "127.0.0.1:8443"
+[tls]
+cert_file = "hub.pem"
+key_file = "/run/credentials/fieldgate-hub.service/cred_hub.key"
+END
+        systemctl restart fieldgate-hub'
+
 # The machine that runs: its files, its systemd-nspawn, and its first process.
 machine='' machine_runner='' machine_leader=''
 
@@ -245,13 +254,7 @@ connects_with_credentials() {
         fieldgate-hub demo-ca --dir /root/ca --host localhost
         install -m644 /root/ca/ca.pem /root/ca/hub.pem /etc/fieldgate
         install -m600 /root/ca/hub.key /etc/fieldgate/hub-credentials/hub.key
-        cat >>/etc/fieldgate/hub.toml <<END
-bind = "127.0.0.1:8443"
-[tls]
-cert_file = "hub.pem"
-key_file = "/run/credentials/fieldgate-hub.service/cred_hub.key"
-END
-        systemctl restart fieldgate-hub
+        '"$HUB_SERVES_TLS"'
         cd /var/lib/fieldgate-hub
         runuser -u fieldgate-hub -- fieldgate-hub gateway add gw-1 --token-file token
         install -m600 -o root token /etc/fieldgate/credentials/token
@@ -276,13 +279,7 @@ enrols() {
         install -m644 hub.pem /etc/fieldgate
         install -m600 hub.key /etc/fieldgate/hub-credentials/hub.key
         rm hub.pem hub.key
-        cat >>/etc/fieldgate/hub.toml <<END
-bind = "127.0.0.1:8443"
-[tls]
-cert_file = "hub.pem"
-key_file = "/run/credentials/fieldgate-hub.service/cred_hub.key"
-END
-        systemctl restart fieldgate-hub
+        '"$HUB_SERVES_TLS"'
         fieldgate enroll "$(hub enroll-code --gateway gw-1 --host localhost:8443 | tail -n 1)"
         systemctl restart fieldgate
         systemctl is-active fieldgate-renew.timer' >"$output/enrol" 2>&1 || { cat "$output/enrol" && return 1; }
