@@ -262,8 +262,8 @@ fn a_status_number_that_cannot_rise_is_refused() {
     assert!(kept.contains(r#""n":2147483648,"state":"unknown""#), "{kept}");
 }
 
-/// The report `accepted` was at the hub, and the journal had yet to have it when the power went: the
-/// end got the same number, and the hub, for which numbers only rise, never took it.
+/// The report `accepted` was at the hub, and the journal had yet to have it when the power went:
+/// the end got the same number, and the hub, for which numbers only rise, never took it.
 #[test]
 fn an_end_is_numbered_above_what_the_hub_holds_though_the_journal_does_not_know_of_it() {
     let mut bench = Bench::holding(Held::default());
