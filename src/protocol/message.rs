@@ -154,8 +154,10 @@ pub struct Clock {
 #[serde(default)]
 pub struct GatewayLimits {
     /// The largest message, in bytes.
+    #[serde(deserialize_with = "number::bound")]
     pub message_bytes: usize,
     /// How many commands may be under way.
+    #[serde(deserialize_with = "number::bound")]
     pub inflight_commands: usize,
 }
 
@@ -208,10 +210,13 @@ pub struct Welcome {
 #[serde(default)]
 pub struct HubLimits {
     /// The largest message, in bytes.
+    #[serde(deserialize_with = "number::bound")]
     pub frame_bytes: usize,
     /// The largest record payload, in bytes.
+    #[serde(deserialize_with = "number::bound")]
     pub record_bytes: usize,
     /// The most records in one `data`.
+    #[serde(deserialize_with = "number::bound")]
     pub batch_records: usize,
 }
 

@@ -30,6 +30,13 @@ pub(super) fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D:
     Ok(time.map(|time| time.min(LARGEST)))
 }
 
+/// A bound on bytes or messages. One that is beyond what this machine can count bounds nothing: a
+/// board with 32 bits once took the `welcome` of a generous hub for malformed.
+pub(super) fn bound<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    let bound = u64::deserialize(from)?;
+    Ok(usize::try_from(bound).unwrap_or(usize::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use crate::protocol::{Decoded, HubMessage, from_hub};
