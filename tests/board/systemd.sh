@@ -309,6 +309,7 @@ connects_with_encrypted_token() {
         systemctl restart fieldgate' >"$output/encrypted" 2>&1 || { cat "$output/encrypted" && return 1; }
     eventually 20 is_connected && script '
         mv /root/token /etc/fieldgate/credentials/token
+        rm /etc/fieldgate/token.cred
         rm -r /etc/systemd/system/fieldgate.service.d
         sed -i "s|^token_file.*|token_file = \"\$CREDENTIALS_DIRECTORY/cred_token\"|" /etc/fieldgate/fieldgate.toml
         systemctl daemon-reload
@@ -481,7 +482,7 @@ tarball_lives() {
         test -d /var/lib/fieldgate
         ./install.sh
         systemctl is-active fieldgate
-        ./install.sh --purge' >"$output/tarball" 2>&1 || { tail -n 20 "$output/tarball" && return 1; }
+        ./install.sh --purge' >"$output/installed" 2>&1 || { tail -n 20 "$output/installed" && return 1; }
     leaves_nothing ''
 }
 
